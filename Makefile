@@ -1,0 +1,64 @@
+# Each target sets up what it needs, below .venv, .mpi, .pythons and target; `make clean` removes all of it.
+
+PYTHON ?= python3
+VENV := .venv
+IN_VENV := $(VENV)/bin
+MPIS := mpich openmpi impi-rt
+SOURCES := $(shell find rust/src mpiimport site_mpi launcher -type f -not -path '*/__pycache__/*') \
+	Cargo.toml rust/Cargo.toml Cargo.lock pyproject.toml
+
+# The user's settings must not change what is built and tested.
+unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME PYTHONUNBUFFERED PYTHONOPTIMIZE
+
+.PHONY: demo test test-rust lint bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.built .mpi/mpich/.installed
+	@$(IN_VENV)/python tests/run_demo.py
+
+test: test-rust $(VENV)/.built $(MPIS:%=.mpi/%/.installed)
+	$(IN_VENV)/python -Im pytest --import-mode=importlib
+
+test-rust: .tools
+	cargo test --quiet --no-default-features
+
+lint: $(VENV)/.built
+	cargo fmt --check
+	cargo clippy --quiet --all-targets --no-default-features -- -D warnings
+	cargo clippy --quiet -- -D warnings
+	$(IN_VENV)/ruff format --check
+	$(IN_VENV)/ruff check
+	$(IN_VENV)/mypy
+	$(IN_VENV)/python -m mypy.stubtest mpiimport._core --allowlist tests/stubtest.allow
+
+bench: $(VENV)/.built $(MPIS:%=.mpi/%/.installed)
+	$(IN_VENV)/python benchmarks/operations.py
+
+# What cannot be installed from here is named in one sentence.
+.PHONY: .tools
+.tools:
+	@for tool in cargo cc $(PYTHON); do command -v $$tool >/dev/null || \
+		{ echo "mpiimport needs $$tool, which is not on PATH. Install it and try again." >&2; exit 1; }; done
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' || \
+		{ echo "mpiimport needs Python 3.9 or later, but $(PYTHON) is older. Set PYTHON to another." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments. Install its venv package (python3-venv)." >&2; exit 1; }
+
+$(VENV)/.tools: tests/requirements.txt | .tools
+	$(PYTHON) -m venv $(VENV)
+	$(IN_VENV)/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(VENV)/.built: $(SOURCES) $(VENV)/.tools
+	rm -rf target/wheels
+	$(IN_VENV)/maturin build --quiet --release --out target/wheels
+	$(IN_VENV)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall target/wheels/*.whl
+	@touch $@
+
+# Each MPI in a folder of its own: MPICH and Intel MPI have a libmpi.so.12 each.
+.mpi/%/.installed: $(VENV)/.tools
+	$(IN_VENV)/python -m pip install --quiet --disable-pip-version-check --prefix .mpi/$* --ignore-installed "$*"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mpi .pythons target

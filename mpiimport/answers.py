@@ -1,0 +1,160 @@
+"""Questions and answers: what an import system asks, and what the real machinery of `importlib` says.
+
+A question is a module's full name with the folders searched. Nothing here communicates, and nothing here decides
+who asks: an answer is by construction what plain Python finds.
+"""
+
+import marshal
+import posix
+import sys
+from _frozen_importlib_external import ExtensionFileLoader, PathFinder, SourceFileLoader
+
+SOURCE = "source"
+EXTENSION = "extension"
+NAMESPACE = "namespace"
+MISSING = "missing"
+LOCAL = "local"
+"""An error, or a loader that is not carried: every rank asks its own finders."""
+
+
+class Answer:
+    """What was found for one question.
+
+    `path` is the list of folders that was searched; `locations` a package's `__path__`; `code` the marshalled code.
+    `witnesses` are the folders and files outside the environment on which the answer rests, as
+    `(path, mtime_ns or None, size_bytes or None)`: the answer holds while they are as they were. Their last one is
+    the origin, where that lies outside the environment.
+    """
+
+    __slots__ = ("code", "kind", "locations", "origin", "path", "witnesses")
+
+    def __init__(self, path, kind, origin=None, locations=None, code=None, witnesses=()):
+        self.path = path
+        self.kind = kind
+        self.origin = origin
+        self.locations = locations
+        self.code = code
+        self.witnesses = witnesses
+
+
+class CapturingLoader(SourceFileLoader):
+    """Gets code as `SourceFileLoader` does, and keeps the bytes that it came from."""
+
+    bytecode = None
+    writes = True
+
+    def get_data(self, path):
+        """Read a file; remember it if it is the bytecode."""
+        data = super().get_data(path)
+        self.bytecode = None if path == self.path else data
+        return data
+
+    def set_data(self, path, data, *, _mode=0o666):
+        """Write the bytecode of what was just compiled, where this rank is the one to do so."""
+        if self.writes:
+            super().set_data(path, data, _mode=_mode)
+
+
+def searched(path):
+    """Return the folders that an import searches: `path`, or `sys.path` for None, relative entries made absolute."""
+    entries = sys.path if path is None else path
+    for entry in entries:
+        if type(entry) is not str or entry[:1] != "/":
+            break
+    else:
+        return entries if type(entries) is list else list(entries)
+    current = posix.getcwd()
+    return [
+        entry if type(entry) is not str or entry[:1] == "/" else current + "/" + entry if entry else current
+        for entry in entries
+    ]
+
+
+def ask(fullname, path, stable, *, writes_bytecode):
+    """Ask the real machinery. Return (answer, code object or None).
+
+    `path` is None for a top-level module, else the parent's `__path__`. `stable` is the environment's folders, as a
+    tuple of prefixes that end in `/`: what lies below them does not change during a run.
+    """
+    folders = list(searched(path))
+    spec = PathFinder.find_spec(fullname, path)
+    if spec is None:
+        return Answer(folders, MISSING, witnesses=witnesses(folders, None, stable)), None
+    locations = spec.submodule_search_locations
+    if locations is not None:
+        locations = list(locations)
+    if spec.loader is None or (spec.origin is None and locations is not None):
+        return Answer(folders, NAMESPACE, None, locations, None, witnesses(folders, None, stable)), None
+    origin = spec.origin
+    if type(spec.loader) is ExtensionFileLoader:
+        return Answer(folders, EXTENSION, origin, locations, None, witnesses(folders, origin, stable)), None
+    if type(spec.loader) is not SourceFileLoader:
+        return Answer(folders, LOCAL), None
+    loader = CapturingLoader(fullname, origin)
+    loader.writes = writes_bytecode
+    try:
+        code = loader.get_code(fullname)
+    except Exception:  # every rank that imports it meets the same error, and only that rank shows it
+        return Answer(folders, LOCAL), None
+    captured = memoryview(loader.bytecode)[16:] if loader.bytecode is not None else marshal.dumps(code)
+    return Answer(folders, SOURCE, origin, locations, captured, witnesses(folders, origin, stable)), code
+
+
+def witnesses(folders, origin, stable):
+    """Return what the answer rests on: see `Answer`."""
+    home = None
+    if origin is not None:
+        home = origin.rpartition("/")[0]
+        if home not in folders:
+            home = home.rpartition("/")[0]
+    found = []
+    for folder in folders:
+        if type(folder) is str and not (folder + "/").startswith(stable) and sys.path_importer_cache.get(folder):
+            found.append((folder, modified(folder), None))
+        if folder == home:
+            break
+    if found and origin is not None and found[-1][0] == home:
+        found.append((origin, *modified_and_size(origin)))
+    return tuple(found)
+
+
+def modified(path):
+    """Return a path's modification time in ns, or None."""
+    try:
+        return posix.stat(path).st_mtime_ns
+    except OSError:
+        return None
+
+
+def modified_and_size(path):
+    """Return a path's modification time in ns and its size in bytes, or two times None."""
+    try:
+        status = posix.stat(path)
+    except OSError:
+        return None, None
+    return status.st_mtime_ns, status.st_size
+
+
+def holds(answer, fullname):
+    """Whether the files and folders that the answer rests on still give it, as `FileFinder` would say."""
+    for path, mtime_ns, size_bytes in answer.witnesses:
+        if size_bytes is not None:
+            if modified_and_size(path) != (mtime_ns, size_bytes):
+                return False
+        elif modified(path) != mtime_ns:
+            # Something was written there. Whether it matters to this name, the folder's own finder knows.
+            finder = PathFinder._path_importer_cache(path)
+            spec = finder.find_spec(fullname) if finder is not None else None
+            if (spec.origin if spec is not None else None) != (
+                answer.origin if is_home(path, answer.origin) else None
+            ) or (spec is not None and spec.loader is None):
+                return False
+    return True
+
+
+def is_home(folder, origin):
+    """Whether a module with this origin was found in this folder, as a file or as a package."""
+    if origin is None:
+        return False
+    parent = origin.rpartition("/")[0]
+    return folder in (parent, parent.rpartition("/")[0])

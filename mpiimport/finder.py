@@ -1,0 +1,147 @@
+"""The finder that stands in `PathFinder`'s place in `sys.meta_path`: from a question to a spec."""
+
+import sys
+from _frozen_importlib import ModuleSpec
+from _frozen_importlib_external import (
+    ExtensionFileLoader,
+    PathFinder,
+    SourceFileLoader,
+    _NamespacePath,
+    spec_from_file_location,
+)
+from _thread import get_ident
+
+from mpiimport import answers, handoff, lockstep
+from mpiimport.answers import EXTENSION, LOCAL, MISSING, NAMESPACE, SOURCE
+from mpiimport.loader import DeliveredLoader
+
+
+class Finder:
+    """A meta-path finder that knows the answers to most questions already.
+
+    An answer comes from an opening, else from another rank of this host, else from the real machinery. It never
+    waits for a rank of another host, the policy `lockstep` aside.
+    """
+
+    def __init__(self, session):
+        self.session = session
+        self.openings = []
+        self.path_hooks = None
+        self.confirms_missing = False
+        self.recorded = None
+        self.busy = set()
+        self.counts = {"opening": 0, "missing": 0, "node": 0, "lockstep": 0, "local": 0}
+        self.missed = []
+        self.extensions = 0
+
+    def install(self):
+        """Take `PathFinder`'s place."""
+        if self not in sys.meta_path:
+            where = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)
+            sys.meta_path[where : where + 1] = [self]
+
+    def uninstall(self):
+        """Give `PathFinder` its place back."""
+        if self in sys.meta_path:
+            sys.meta_path[sys.meta_path.index(self)] = PathFinder
+
+    def find_spec(self, fullname, path=None, target=None):
+        """Return the spec of a module, as `PathFinder.find_spec` would, or None."""
+        policy = self.session.current_policy()
+        ident = get_ident()
+        # `importlib.reload` has a target: it wants what is in the file now. And code that runs while this thread is
+        # in here already, a finaliser for one, must not wait for what the thread itself is about to give.
+        if target is not None or policy == "local" or ident in self.busy:
+            self.tell(fullname, "local", None)
+            return PathFinder.find_spec(fullname, path, target)
+        self.busy.add(ident)
+        try:
+            answer, how = self.ask(fullname, path, policy)
+        finally:
+            self.busy.discard(ident)
+        self.tell(fullname, how, answer)
+        spec = self.spec(fullname, path, answer)
+        return handoff.prepare(self, spec, path) if fullname == "mpi4py.MPI" else spec
+
+    def ask(self, fullname, path, policy):
+        """Return (answer, how it was found)."""
+        session = self.session
+        hooked = self.path_hooks is not None and sys.path_hooks != self.path_hooks
+        if not hooked:
+            folders = answers.searched(path)
+            if type(folders) is not list:
+                folders = list(folders)
+            for opening in self.openings:
+                answer = opening.answer(fullname, folders)
+                if answer is not None and not (self.confirms_missing and answer.kind is MISSING):
+                    return answer, "opening"
+        if policy == "lockstep" and session.is_connected():
+            return lockstep.ask(session, fullname, path), "lockstep"
+        if hooked or self.confirms_missing:
+            answer, shared = session.misses.ask_here(fullname, path), False
+        else:
+            answer, shared = session.misses.ask(fullname, path)
+        if self.recorded is not None:
+            self.recorded[fullname] = answer
+        return answer, "node" if shared else "local"
+
+    def spec(self, fullname, path, answer):
+        """Return the spec that the answer stands for."""
+        kind = answer.kind
+        if kind == MISSING:
+            return None
+        if kind == SOURCE:
+            origin = answer.origin
+            code = answer.code
+            loader = DeliveredLoader(fullname, origin, code) if code is not None else SourceFileLoader(fullname, origin)
+            locations = answer.locations
+            return spec_from_file_location(
+                fullname,
+                origin,
+                loader=loader,
+                submodule_search_locations=None if locations is None else list(locations),
+            )
+        if kind == EXTENSION:
+            self.extensions += 1
+            origin = answer.origin
+            return spec_from_file_location(
+                fullname,
+                origin,
+                loader=ExtensionFileLoader(fullname, origin),
+                submodule_search_locations=None if answer.locations is None else list(answer.locations),
+            )
+        if kind == NAMESPACE:
+            spec = ModuleSpec(fullname, None, is_package=True)
+            spec.submodule_search_locations = _NamespacePath(fullname, list(answer.locations), PathFinder._get_spec)
+            return spec
+        assert kind == LOCAL, kind
+        return PathFinder.find_spec(fullname, path)
+
+    def tell(self, fullname, how, answer):
+        """Count how a module was found, and say it if asked to."""
+        if answer is not None and answer.kind == MISSING:
+            self.counts["missing"] += 1
+        else:
+            self.counts[how] += 1
+        if how in ("local", "node") and self.session.place is not None and self.recorded is None:
+            self.missed.append(fullname)
+        if self.session.verbose:
+            size = len(answer.code) if answer is not None and answer.code is not None else None
+            self.session.say(
+                "%s: %s%s%s"
+                % (
+                    fullname,
+                    how,
+                    "" if answer is None else ", " + answer.kind,
+                    "" if size is None else ", %d bytes" % size,
+                )
+            )
+
+    def invalidate_caches(self):
+        """From now on, what an opening does not have is looked for."""
+        self.confirms_missing = True
+        PathFinder.invalidate_caches()
+
+    def find_distributions(self, *arguments, **keywords):
+        """Find the metadata of installed distributions, for `importlib.metadata`."""
+        return PathFinder.find_distributions(*arguments, **keywords)

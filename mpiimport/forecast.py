@@ -1,0 +1,81 @@
+"""The forecast of a first run: the root follows import statements through the bytecode and executes nothing."""
+
+import _imp
+import sys
+from _frozen_importlib import BuiltinImporter
+
+from mpiimport import answers, scan
+
+
+class Forecast:
+    """Adds to an opening what code may import, function bodies included, and what that may import in turn."""
+
+    def __init__(self, opening):
+        self.opening = opening
+        self.visited = {}
+        self.waiting = []
+
+    def follow_code(self, code, package):
+        """Follow the import statements of a code object that runs inside `package` ("" for none)."""
+        for name, fromlist, level in scan.imports_of(code):
+            base = name
+            if level:
+                parent = package
+                for _ in range(level - 1):
+                    parent = parent.rpartition(".")[0]
+                base = parent + "." + name if name and parent else parent or name
+            if not base:
+                continue
+            self.follow_name(base)
+            for attribute in fromlist or ():
+                if attribute != "*" and type(attribute) is str:
+                    self.waiting.append((base, attribute))
+
+    def follow_name(self, fullname):
+        """Foresee the import of a module and of the packages it is in. Return its answer, or None if it has none."""
+        if fullname in self.visited:
+            return self.visited[fullname]
+        parent, _, name = fullname.rpartition(".")
+        self.visited[fullname] = None
+        path = None
+        if parent:
+            above = self.follow_name(parent)
+            path = getattr(sys.modules.get(parent), "__path__", None) or (above.locations if above else None)
+            if path is None:
+                return None
+            path = list(path)
+        elif BuiltinImporter.find_spec(fullname):
+            return None
+        if _imp.is_frozen(fullname):
+            if fullname not in sys.modules:
+                package = fullname if _imp.is_frozen_package(fullname) else parent
+                self.follow_code(_imp.get_frozen_object(fullname), package)
+            return None
+        folders = answers.searched(path)
+        for folder in folders:
+            stems = self.opening.list_folder(folder)
+            if stems is None or name in stems:
+                break
+        else:
+            return None  # the opening's listings say so
+        answer, code = answers.ask(fullname, path, self.opening.stable, writes_bytecode=True)
+        self.visited[fullname] = answer
+        self.opening.answers[fullname] = answer
+        if code is not None:
+            self.follow_code(code, fullname if answer.locations is not None else parent)
+        return answer
+
+    def follow_root(self, fullname):
+        """Foresee the import of a module that is asked for by name. Return whether it exists."""
+        answer = self.follow_name(fullname)
+        if answer is None:
+            return fullname in sys.modules or bool(BuiltinImporter.find_spec(fullname)) or _imp.is_frozen(fullname)
+        return answer.kind != answers.MISSING
+
+    def finish(self):
+        """Follow what `from package import name` may mean: `name` may be a module of the package."""
+        while self.waiting:
+            base, attribute = self.waiting.pop()
+            above = self.follow_name(base)
+            if above is not None and above.locations is not None:
+                self.follow_name(base + "." + attribute)

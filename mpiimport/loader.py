@@ -1,0 +1,30 @@
+"""The loader of delivered source modules: a `SourceFileLoader` whose code is there already."""
+
+import _imp
+import marshal
+from _frozen_importlib_external import SourceFileLoader
+
+
+class DeliveredLoader(SourceFileLoader):
+    """Load a source module from the code that the root, or another rank of this host, has read.
+
+    Only `get_code` is overridden, so that no frame of ours is in a traceback. The delivered code is used once: who
+    asks again, `importlib.reload` for one, gets what is in the file by then.
+    """
+
+    def __init__(self, fullname, path, code):
+        super().__init__(fullname, path)
+        self.delivered = code
+
+    def get_code(self, fullname):
+        """Return the module's code."""
+        delivered = self.delivered
+        if delivered is None:
+            return super().get_code(fullname)
+        self.delivered = None
+        code = marshal.loads(delivered)
+        _imp._fix_co_filename(code, self.path)
+        return code
+
+    def __getstate__(self):
+        return {**self.__dict__, "delivered": None}

@@ -1,0 +1,47 @@
+"""The `lockstep` policy: every question is collective, as in the first mpiimport and in MPI_Import's blocks.
+
+Safe only where all ranks import the same modules in the same order: with fixed hash seeds and without imports that
+depend on the rank. What is asked is compared, so a difference is an error here and never a wrong module; a rank that
+does not come at all is named by those that wait.
+"""
+
+import _imp
+import marshal
+import sys
+
+from mpiimport import answers
+from mpiimport.answers import Answer
+
+
+def ask(session, fullname, path):
+    """Have the root find the answer for all. Collective. Raises ImportError where ranks ask different questions."""
+    core = sys.modules["mpiimport._core"]
+    what = "every rank to import `%s` (policy lockstep)" % fullname
+    name = fullname.encode("utf-8", "surrogatepass")
+    mine = _imp.source_hash(0, name) + name[:120].ljust(120)
+    everyone = core.gather(mine, what)
+    message = None
+    if everyone is not None:
+        differing = [rank for rank, one in enumerate(everyone) if one != mine]
+        if differing:
+            names = sorted({one[8:].decode("utf-8", "replace").strip() for one in everyone})
+            message = marshal.dumps((False, names[:4], differing[:8]))
+        else:
+            found = session.misses.ask_here(fullname, path)
+            code = None if found.code is None else bytes(found.code)
+            message = marshal.dumps((True, found.path, found.kind, found.origin, found.locations, code))
+    message = core.broadcast(message, what)
+    session.broadcast_bytes += len(message)
+    agreed, *fields = marshal.loads(message)
+    if not agreed:
+        names, ranks = fields
+        raise ImportError(
+            "policy lockstep: the ranks import different modules at the same time (`%s`; rank %s not as rank 0). Use "
+            "the policy `opening`, or the same PYTHONHASHSEED and the same imports on every rank."
+            % ("`, `".join(names), ", ".join(map(str, ranks))),
+            name=fullname,
+        )
+    folders, *fields = fields
+    if folders != list(answers.searched(path)):
+        return session.misses.ask_here(fullname, path)  # this rank searches other folders than the root
+    return Answer(folders, *fields)

@@ -1,0 +1,57 @@
+"""Misses: questions that no opening answers are asked once per host, and shared through the node store."""
+
+import _imp
+import marshal
+import sys
+
+from mpiimport import answers
+from mpiimport.answers import Answer
+
+CLAIM_TIMEOUT_S = 10.0
+"""A rank that finds something takes milliseconds; after this long another finds it for itself."""
+
+
+class Misses:
+    """Asks the real machinery, on one rank of this host where the answer may serve others."""
+
+    def __init__(self, stable, *, shares, writes_bytecode):
+        self.stable = stable
+        self.shares = shares
+        self.writes_bytecode = writes_bytecode
+
+    def ask_here(self, fullname, path):
+        """Ask on this rank."""
+        return answers.ask(fullname, path, self.stable, writes_bytecode=self.writes_bytecode)[0]
+
+    def ask(self, fullname, path):
+        """Ask once per host. Return (answer, whether another rank of this host gave it)."""
+        if not self.shares:
+            return self.ask_here(fullname, path), False
+        core = sys.modules["mpiimport._core"]
+        question = (fullname, list(answers.searched(path)))
+        key = _imp.source_hash(0, repr(question).encode("utf-8", "surrogatepass")).hex()
+        try:
+            claimed = core.store_claim(key, CLAIM_TIMEOUT_S)
+        except OSError:
+            claimed = None  # the store is full or gone: every rank for itself
+        if claimed is None:
+            return self.ask_here(fullname, path), False
+        if claimed is not True:
+            stored, *fields = marshal.loads(claimed)
+            if stored == question:
+                answer = Answer(question[1], *fields)
+                if answers.holds(answer, fullname):
+                    return answer, True
+            return self.ask_here(fullname, path), False
+        message = None
+        try:
+            answer = self.ask_here(fullname, path)
+            code = None if answer.code is None else bytes(answer.code)
+            fields = (answer.kind, answer.origin, answer.locations, code, answer.witnesses)
+            message = marshal.dumps((question, *fields))
+        finally:
+            try:
+                core.store_put(key, message)
+            except OSError:
+                self.shares = False  # no room: the others read for themselves
+        return answer, False

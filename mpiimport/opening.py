@@ -1,0 +1,108 @@
+"""An opening: answers foreseen and found by the root, packed into one message.
+
+Format, all of it in memory and between ranks that run the same Python: 8 bytes with the size of the index, the
+marshalled index, then the code of all modules, end to end.
+"""
+
+import marshal
+import posix
+import sys
+
+from mpiimport import answers
+from mpiimport.answers import Answer
+
+
+class Opening:
+    """Answers by full name, and the folders whose every importable name is known.
+
+    `listings` maps a folder to the first parts of its file names, up to a dot: a module whose name is not among them
+    is not there. `changing` maps folders outside the environment to their modification times in ns.
+    """
+
+    def __init__(self, stable):
+        self.stable = stable
+        self.answers = {}
+        self.listings = {}
+        self.changing = {}
+        self.extra = None
+        self.size_bytes = 0
+
+    def list_folder(self, folder):
+        """Return the first parts of the names in a folder; empty for one that does not exist, None where unknown."""
+        if folder in self.listings:
+            return self.listings[folder]
+        stems = None
+        importer = sys.path_importer_cache.get(folder)
+        if importer is None or hasattr(importer, "path_mtime") or type(importer).__name__ == "FileFinder":
+            try:
+                if not (folder + "/").startswith(self.stable):
+                    self.changing[folder] = posix.stat(folder).st_mtime_ns
+                stems = frozenset([name.partition(".")[0] for name in posix.listdir(folder)])
+            except (FileNotFoundError, NotADirectoryError):
+                stems = frozenset() if importer is None and not is_file(folder) else None
+            except OSError:
+                stems = None
+        self.listings[folder] = stems
+        return stems
+
+    def answer(self, fullname, folders):
+        """Return the answer to a question, or None if the opening does not know it."""
+        found = self.answers.get(fullname)
+        if found is not None and found.path == folders:
+            return found if not found.witnesses or answers.holds(found, fullname) else None
+        name = fullname.rpartition(".")[2]
+        listings = self.listings
+        for folder in folders:
+            stems = listings.get(folder)
+            if stems is None or name in stems:
+                return None
+        missing = Answer(folders, answers.MISSING)
+        if self.changing:
+            missing.witnesses = [(folder, self.changing[folder], None) for folder in folders if folder in self.changing]
+            if not answers.holds(missing, fullname):
+                return None
+        return missing
+
+    def pack(self, *, with_code=True):
+        """Return the message; without the code of modules if every rank is to read that itself."""
+        index = []
+        codes = []
+        for fullname, found in self.answers.items():
+            size_bytes = -1
+            if with_code and found.code is not None:
+                size_bytes = len(found.code)
+                codes.append(found.code)
+            index.append(
+                (fullname, found.path, found.kind, found.origin, found.locations, found.witnesses, size_bytes)
+            )
+        listings = {folder: stems for folder, stems in self.listings.items() if stems is not None}
+        packed = marshal.dumps((index, listings, self.changing, self.stable, self.extra))
+        message = b"".join([len(packed).to_bytes(8, "little"), packed, *codes])
+        self.size_bytes = len(message)
+        return message
+
+
+def unpack(message):
+    """Return the opening that `pack` made into this message."""
+    view = memoryview(message)
+    start = 8 + int.from_bytes(view[:8], "little")
+    index, listings, changing, stable, extra = marshal.loads(view[8:start])
+    opening = Opening(stable)
+    opening.listings, opening.changing, opening.extra = listings, changing, extra
+    opening.size_bytes = len(message)
+    for fullname, path, kind, origin, locations, witnesses, size_bytes in index:
+        code = None
+        if size_bytes >= 0:
+            code = view[start : start + size_bytes]
+            start += size_bytes
+        opening.answers[fullname] = Answer(path, kind, origin, locations, code, witnesses)
+    return opening
+
+
+def is_file(path):
+    """Whether there is something at this path that is no folder: an archive."""
+    try:
+        posix.stat(path)
+    except OSError:
+        return False
+    return True

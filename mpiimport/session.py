@@ -1,0 +1,115 @@
+"""One rank's use of mpiimport: its settings, its place in the job, its finder, and what it has received."""
+
+import sys
+from _thread import _local
+
+from mpiimport import opening
+from mpiimport.finder import Finder
+from mpiimport.misses import Misses
+
+current = None
+"""The session of this process, or None."""
+
+
+class Session:
+    """What one rank knows. `place` is what `site_mpi.boot.connect` returned: a dict, or None for a single process."""
+
+    def __init__(self, settings, place):
+        self.settings = settings
+        self.place = place
+        self.policy = settings.policy if place is not None else "local"
+        self.override = _local()
+        self.broadcast_bytes = 0
+        self.seconds = {}
+        self.verbose = settings.verbose > 1 or (settings.verbose > 0 and self.is_root())
+        self.finder = Finder(self)
+        self.misses = None
+        self.set_stable(())
+
+    def is_root(self):
+        """Whether this rank finds and reads for all."""
+        return self.place is None or self.place["rank"] == 0
+
+    def is_connected(self):
+        """Whether MPI may be spoken."""
+        return self.place is not None and sys.modules["mpiimport._core"].is_active()
+
+    def current_policy(self):
+        """Return the policy that holds in this thread."""
+        return getattr(self.override, "policy", None) or self.policy
+
+    def set_stable(self, folders):
+        """Set the folders whose modules do not change during a run, and with them how misses are asked."""
+        chosen = [folder for folder in self.settings.stable.split(":") if folder]
+        self.stable = tuple(
+            sorted({folder.rstrip("/") + "/" for folder in [*folders, *chosen] if folder[:1] == "/" and folder != "/"})
+        )
+        shares = self.place is not None and self.place["local_size"] > 1
+        self.misses = Misses(self.stable, shares=shares, writes_bytecode=self.is_root())
+
+    def new_opening(self):
+        """Return an empty opening."""
+        return opening.Opening(self.stable)
+
+    def broadcast_opening(self, made, what):
+        """Give every rank the opening that the root made; the root passes it, the others None. Collective.
+
+        Return the opening. Raises RuntimeError with the root's message if the root could not make it.
+        """
+        if self.place is None:
+            return made
+        core = sys.modules["mpiimport._core"]
+        message = made.pack(with_code=self.policy != "locate") if made is not None else None
+        received = core.broadcast(message, what)
+        self.broadcast_bytes += len(received)
+        if made is None:
+            made = opening.unpack(received)
+        self.finder.openings.insert(0, made)
+        return made
+
+    def deliver(self, names):
+        """Do what `mpiimport.deliver` does. Collective."""
+        what = "rank 0 to find and read `%s`" % "`, `".join(names)
+        made = None
+        if self.is_root():
+            from mpiimport.forecast import Forecast
+
+            made = self.new_opening()
+            forecast = Forecast(made)
+            missing = [name for name in names if not forecast.follow_root(name)]
+            if missing:
+                made.answers.clear()
+                made.extra = missing
+            forecast.finish()
+        made = self.broadcast_opening(made, what)
+        if made.extra:
+            raise ModuleNotFoundError("No module named %r" % made.extra[0], name=made.extra[0])
+
+    def say_always(self, message):
+        """Write a line of ours to standard error."""
+        sys.stderr.write("mpiimport: %s\n" % message)
+        sys.stderr.flush()
+
+    def say(self, message):
+        """Write a line to standard error, with the rank and host where several ranks speak."""
+        where = ""
+        if self.place is not None and self.settings.verbose > 1:
+            where = "rank %d on %s: " % (self.place["rank"], self.place["host"])
+        sys.stderr.write("mpiimport: %s%s\n" % (where, message))
+
+    def stats(self):
+        """Return what this rank did so far; see `mpiimport.stats`."""
+        finder = self.finder
+        return {
+            "rank": self.place["rank"] if self.place else 0,
+            "size": self.place["size"] if self.place else 1,
+            "host": self.place["host"] if self.place else None,
+            "policy": self.policy,
+            "library": self.place["library"] if self.place else None,
+            "modules": dict(finder.counts),
+            "missed": list(finder.missed),
+            "extensions": finder.extensions,
+            "foreseen": sum(len(one.answers) for one in finder.openings),
+            "broadcast_bytes": self.broadcast_bytes,
+            "seconds": dict(self.seconds),
+        }

@@ -1,0 +1,64 @@
+//! What an ELF file asks of the dynamic loader: the libraries it needs and where it wants them searched.
+
+use crate::error::{Error, Result};
+use object::elf;
+use object::read::elf::{Dyn, FileHeader};
+use object::{Endianness, ReadCache, ReadRef};
+use std::fs::File;
+use std::path::Path;
+
+/// The entries of the dynamic section that name other files.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Dynamic {
+    /// DT_NEEDED, in order.
+    pub needed: Vec<String>,
+    /// DT_RUNPATH, else DT_RPATH, split at colons; `$ORIGIN` as it stands.
+    pub search_path: Vec<String>,
+}
+
+/// Reads the dynamic section of a 64-bit ELF file; only the parts that hold it.
+///
+/// # Errors
+/// The file cannot be opened, or is no 64-bit ELF file of this machine's kind.
+pub fn dynamic(path: &Path) -> Result<Dynamic> {
+    let fail = |cause: &dyn std::fmt::Display| Error::new(format!("cannot read `{}`: {cause}", path.display()));
+    let file = File::open(path).map_err(|cause| fail(&cause))?;
+    let cache = ReadCache::new(file);
+    parse(&cache).map_err(|cause| fail(&cause))
+}
+
+fn parse<'data, R: ReadRef<'data>>(data: R) -> object::Result<Dynamic> {
+    let header = elf::FileHeader64::<Endianness>::parse(data)?;
+    let endian = header.endian()?;
+    let sections = header.sections(endian, data)?;
+    let mut found = Dynamic::default();
+    let mut rpath = Vec::new();
+    let Some((entries, strings)) = sections.dynamic(endian, data)? else {
+        return Ok(found);
+    };
+    let strings = sections.strings(endian, data, strings)?;
+    for entry in entries {
+        let text =
+            || -> object::Result<String> { Ok(String::from_utf8_lossy(entry.string(endian, strings)?).into_owned()) };
+        let tag = entry.d_tag(endian);
+        if tag == elf::DT_NEEDED {
+            found.needed.push(text()?);
+        } else if tag == elf::DT_RUNPATH {
+            found.search_path = split(&text()?);
+        } else if tag == elf::DT_RPATH {
+            rpath = split(&text()?);
+        }
+    }
+    if found.search_path.is_empty() {
+        found.search_path = rpath;
+    }
+    Ok(found)
+}
+
+fn split(search_path: &str) -> Vec<String> {
+    search_path
+        .split(':')
+        .filter(|entry| !entry.is_empty())
+        .map(str::to_owned)
+        .collect()
+}

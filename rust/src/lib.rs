@@ -1,0 +1,22 @@
+//! The core of mpiimport: what needs system calls, foreign functions, or many bytes.
+//!
+//! ```text
+//! python.rs    what Python asks of the core; the only file that knows PyO3
+//!   world.rs     the ranks of one job: communicators, broadcasts, waiting, how MPI ends
+//!     libmpi.rs    which MPI library is opened, and why
+//!     mpi.rs       the foreign calls to it
+//!     abi.rs       the constants of the three binary interfaces
+//!     store.rs     what the ranks of one host share
+//!   elf.rs       what a native library asks of the dynamic loader
+//!   error.rs     the one error type
+//! ```
+
+pub mod abi;
+pub mod elf;
+pub mod error;
+pub mod libmpi;
+pub mod mpi;
+#[cfg(feature = "python")]
+mod python;
+pub mod store;
+pub mod world;

@@ -1,0 +1,202 @@
+//! Opens the MPI library: the first candidate that loads, has what we need, and fits the launcher.
+
+use crate::abi::{self, Family};
+use crate::elf;
+use crate::error::{Error, Result};
+use crate::mpi::Mpi;
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
+use log::debug;
+use std::ffi::{CStr, c_int, c_void};
+use std::path::{Path, PathBuf};
+
+/// The names under which MPI libraries are loaded; the standard ABI last, because mpi4py 4.1 cannot use it.
+const SONAMES: [&str; 6] = [
+    "libmpi.so.12",
+    "libmpi.so.40",
+    "libmpich.so.12",
+    "libmpi.so",
+    "libmpi_abi.so.1",
+    "libmpi_abi.so.0",
+];
+
+/// An opened library and where it lies.
+pub struct Opened {
+    /// The functions and constants of the library.
+    pub mpi: Mpi,
+    /// The file that the dynamic loader chose.
+    pub path: PathBuf,
+}
+
+/// Opens the first library of `candidates` that works.
+///
+/// A candidate is a file, a bare name for the dynamic loader to resolve, or `needed-by:FILE`: the MPI library that
+/// this extension module is linked to. A library that is loaded already is used before all of them: there can be
+/// only one in a process. `launcher` is the family that the launcher can start, where that is known.
+///
+/// # Errors
+/// Every attempt with its outcome.
+pub fn open(candidates: &[String], launcher: Option<Family>, global: bool) -> Result<Opened> {
+    if let Some(opened) = already_loaded() {
+        return Ok(opened);
+    }
+    let scope = if global { RTLD_GLOBAL } else { RTLD_LOCAL };
+    let mut attempts = Vec::new();
+    for candidate in candidates {
+        for name in expand(candidate) {
+            match open_one(&name, launcher, scope) {
+                Ok(opened) => {
+                    debug!("libmpi: `{name}` is {}", opened.path.display());
+                    return Ok(opened);
+                }
+                Err(cause) => {
+                    debug!("libmpi: `{name}`: {cause}");
+                    attempts.push(format!("  {name}: {cause}"));
+                }
+            }
+        }
+    }
+    Err(Error::new(format!(
+        "no usable MPI library found. Tried:\n{}\nSet MPIIMPORT_LIBMPI to the file name of the libmpi that belongs to \
+         your mpiexec.",
+        attempts.join("\n")
+    )))
+}
+
+fn open_one(name: &str, launcher: Option<Family>, scope: c_int) -> std::result::Result<Opened, String> {
+    // SAFETY: running a library's initialisers is what loading MPI means; the user or the environment chose it.
+    let library = unsafe { Library::open(Some(name), RTLD_NOW | scope) }.map_err(|error| describe(&error))?;
+    let path = library_path(&library).unwrap_or_else(|| PathBuf::from(name));
+    preload_libfabric(&library, &path, scope);
+    let mpi = Mpi::bind(library).map_err(|symbol| {
+        format!("lacks the function or object `{symbol}`; an MPI library of version 3.0 or later is needed")
+    })?;
+    match launcher {
+        Some(family) if !compatible(family, mpi.abi().family) => Err(format!(
+            "this is an {} library, but the launcher belongs to {}",
+            mpi.abi().family.name(),
+            family.name()
+        )),
+        _ => Ok(Opened { mpi, path }),
+    }
+}
+
+/// MPICH's launchers also start programs that use the standard ABI.
+fn compatible(launcher: Family, library: Family) -> bool {
+    launcher == library || (launcher == Family::Mpich && library == Family::Standard)
+}
+
+#[cfg(not(feature = "linked-mpi"))]
+fn already_loaded() -> Option<Opened> {
+    let this = Library::this();
+    if abi::address(&this, "MPI_Get_version").is_some() {
+        let path = library_path(&this).unwrap_or_default();
+        return Mpi::bind(this).ok().map(|mpi| Opened { mpi, path });
+    }
+    SONAMES.iter().find_map(|soname| {
+        // SAFETY: RTLD_NOLOAD runs no initialiser.
+        let library = unsafe { Library::open(Some(*soname), RTLD_NOW | libc::RTLD_NOLOAD) }.ok()?;
+        let path = library_path(&library)?;
+        Mpi::bind(library).ok().map(|mpi| Opened { mpi, path })
+    })
+}
+
+/// The library that this build was linked to.
+#[cfg(feature = "linked-mpi")]
+fn already_loaded() -> Option<Opened> {
+    let path = object_path(mpi_sys::MPI_Initialized as *const () as usize)?;
+    // SAFETY: the library is loaded: this only makes a handle for it.
+    let library = unsafe { Library::open(Some(&path), RTLD_NOW) }.ok()?;
+    Mpi::bind(library).ok().map(|mpi| Opened { mpi, path })
+}
+
+/// `needed-by:FILE` becomes the MPI libraries that FILE needs, where its search path says and as bare names.
+fn expand(candidate: &str) -> Vec<String> {
+    let Some(file) = candidate.strip_prefix("needed-by:") else {
+        return vec![candidate.to_owned()];
+    };
+    let file = Path::new(file);
+    let Ok(dynamic) = elf::dynamic(file) else {
+        return Vec::new();
+    };
+    let origin = file.parent().unwrap_or(Path::new("/")).display().to_string();
+    let mut names = Vec::new();
+    for soname in dynamic.needed.iter().filter(|name| name.starts_with("libmpi")) {
+        for directory in &dynamic.search_path {
+            let directory = directory.replace("${ORIGIN}", &origin).replace("$ORIGIN", &origin);
+            let path = Path::new(&directory).join(soname);
+            if path.exists() {
+                names.push(path.display().to_string());
+            }
+        }
+        names.push(soname.clone());
+    }
+    names
+}
+
+/// Intel MPI opened by its full path does not find its own libfabric, unless that is loaded first.
+fn preload_libfabric(library: &Library, path: &Path, scope: c_int) {
+    if abi::address(library, "I_MPI_Check_image_status").is_none() {
+        return;
+    }
+    let disabled = |value: String| matches!(value.to_lowercase().as_str(), "0" | "no" | "off" | "false" | "disable");
+    if std::env::var("I_MPI_OFI_LIBRARY_INTERNAL").is_ok_and(disabled)
+        || std::env::var("I_MPI_FABRICS").is_ok_and(|fabrics| fabrics == "shm")
+    {
+        return;
+    }
+    let Some(mut root) = path.parent().and_then(Path::parent) else {
+        return;
+    };
+    if root.ends_with("release") || root.ends_with("debug") {
+        root = root.parent().unwrap_or(root);
+    }
+    let folders = [
+        "opt/mpi/libfabric/lib",
+        "libfabric/lib",
+        "libfabric",
+        "lib/libfabric",
+        "lib",
+    ];
+    let Some(folder) = folders
+        .iter()
+        .map(|folder| root.join(folder))
+        .find(|folder| folder.join("libfabric.so.1").is_file())
+    else {
+        return;
+    };
+    if std::env::var_os("FI_PROVIDER_PATH").is_none() {
+        let providers = folder.join("prov");
+        let providers = if providers.is_dir() { providers } else { folder.clone() };
+        // SAFETY: the interpreter has started no thread yet that could read the environment.
+        unsafe { std::env::set_var("FI_PROVIDER_PATH", providers) };
+    }
+    // SAFETY: as for libmpi itself.
+    match unsafe { Library::open(Some(folder.join("libfabric.so.1")), RTLD_NOW | scope) } {
+        Ok(libfabric) => std::mem::forget(libfabric),
+        Err(error) => debug!("libfabric of Intel MPI: {}", describe(&error)),
+    }
+}
+
+fn library_path(library: &Library) -> Option<PathBuf> {
+    object_path(abi::address(library, "MPI_Initialized")?)
+}
+
+/// The file of the loaded object that holds this address.
+fn object_path(address: usize) -> Option<PathBuf> {
+    // SAFETY: an all-zero Dl_info is a valid value of this plain struct.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    // SAFETY: dladdr takes any address and a valid out-argument.
+    let found = unsafe { libc::dladdr(address as *const c_void, &raw mut info) };
+    if found == 0 || info.dli_fname.is_null() {
+        return None;
+    }
+    // SAFETY: dladdr gave a C string that lives as long as the object is loaded, and it is never closed.
+    let name = unsafe { CStr::from_ptr(info.dli_fname) };
+    // Not canonicalised: that would cost an operation for each part of the path, on every rank.
+    std::path::absolute(name.to_string_lossy().as_ref()).ok()
+}
+
+/// `libloading` says only "dlopen failed"; its source has the cause.
+fn describe(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}

@@ -1,0 +1,329 @@
+//! `mpiimport._core`: what Python asks of the core. The only file that knows Python.
+//!
+//! The functions carry `str`, `bytes`, `int`, `float` and tuples. Each that may wait releases the GIL and lets
+//! signals through.
+
+use crate::abi::{self, Family};
+use crate::error::{self, Error};
+use crate::world::{self, World};
+use crate::{elf, store};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyTuple};
+use std::ffi::c_int;
+use std::path::PathBuf;
+use std::time::Duration;
+
+fn runtime_error(cause: Error) -> PyErr {
+    PyRuntimeError::new_err(cause.to_string())
+}
+
+fn os_error(cause: Error) -> PyErr {
+    PyOSError::new_err(cause.to_string())
+}
+
+fn joined() -> PyResult<&'static World> {
+    world::joined()
+        .filter(|world| world.is_active())
+        .ok_or_else(|| PyRuntimeError::new_err("this process is not connected to the other ranks"))
+}
+
+/// Runs a wait without the GIL. A signal handler that raises ends the wait with its exception.
+fn waiting<T: Send>(
+    py: Python<'_>,
+    wait: impl FnOnce(&mut world::Interrupt) -> error::Result<T> + Send,
+) -> PyResult<T> {
+    let mut raised = None;
+    let result = py.detach(|| {
+        wait(&mut || {
+            Python::attach(|py| py.check_signals()).map_err(|cause| {
+                raised = Some(cause);
+                Error::new("interrupted")
+            })
+        })
+    });
+    match (result, raised) {
+        (_, Some(cause)) => Err(cause),
+        (result, None) => result.map_err(runtime_error),
+    }
+}
+
+/// Join the other ranks over MPI. Collective.
+#[pyfunction]
+#[pyo3(signature = (libraries, *, make_global, launcher, launcher_size, thread_level, timeout_s, verbose))]
+#[allow(clippy::too_many_arguments)]
+fn connect<'py>(
+    py: Python<'py>,
+    libraries: Vec<String>,
+    make_global: bool,
+    launcher: Option<&str>,
+    launcher_size: Option<usize>,
+    thread_level: usize,
+    timeout_s: f64,
+    verbose: bool,
+) -> PyResult<Bound<'py, PyDict>> {
+    let options = world::Options {
+        libraries,
+        global: make_global,
+        launcher: launcher.map(family).transpose()?,
+        launcher_size,
+        thread_level,
+        timeout: Duration::try_from_secs_f64(timeout_s).map_err(|cause| PyValueError::new_err(cause.to_string()))?,
+    };
+    if verbose {
+        log_to_stderr();
+    }
+    let first = world::joined().is_none();
+    let world = waiting(py, |interrupt| world::connect(&options, interrupt))?;
+    // SAFETY: a plain function that touches no Python, as Py_AtExit requires.
+    if first && unsafe { pyo3::ffi::Py_AtExit(Some(world::at_exit)) } != 0 {
+        return Err(PyRuntimeError::new_err(
+            "the interpreter has no room for one more exit function",
+        ));
+    }
+    let found = PyDict::new(py);
+    found.set_item("rank", world.rank)?;
+    found.set_item("size", world.size)?;
+    found.set_item("local_rank", world.local_rank)?;
+    found.set_item("local_size", world.local_size)?;
+    found.set_item("thread_level", world.thread_level)?;
+    found.set_item("host", world::hostname())?;
+    found.set_item("library", world.library.as_os_str())?;
+    found.set_item("library_version", world.library_version())?;
+    found.set_item("abi", world.abi_name())?;
+    Ok(found)
+}
+
+fn family(name: &str) -> PyResult<Family> {
+    [Family::Mpich, Family::OpenMpi, Family::Standard]
+        .into_iter()
+        .find(|family| family.name() == name)
+        .ok_or_else(|| PyValueError::new_err(format!("`{name}` is no family of MPI libraries")))
+}
+
+fn log_to_stderr() {
+    struct Stderr;
+    impl log::Log for Stderr {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            true
+        }
+        fn log(&self, record: &log::Record<'_>) {
+            eprintln!("mpiimport: {}", record.args());
+        }
+        fn flush(&self) {}
+    }
+    // An error means that a logger is set already.
+    if log::set_boxed_logger(Box::new(Stderr)).is_ok() {
+        log::set_max_level(log::LevelFilter::Debug);
+    }
+}
+
+/// Give every rank the root's bytes. Collective; `what` says in messages what is waited for.
+#[pyfunction]
+#[pyo3(signature = (data, what, *, failed=false))]
+fn broadcast<'py>(
+    py: Python<'py>,
+    data: Option<Bound<'py, PyBytes>>,
+    what: &str,
+    failed: bool,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let world = joined()?;
+    if let Some(data) = data.filter(|_| world.rank == 0) {
+        let size_bytes = data.as_bytes().len();
+        waiting(py, |interrupt| {
+            world.broadcast_header(Some((failed, size_bytes)), what, interrupt)
+        })?;
+        // MPI reads the root's buffer and does not write it.
+        let (address, bytes) = (data.as_bytes().as_ptr() as usize, size_bytes);
+        waiting(py, move |interrupt| {
+            // SAFETY: `data` is alive and immutable for the whole call; the root's buffer is only read.
+            let buffer = unsafe { std::slice::from_raw_parts_mut(address as *mut u8, bytes) };
+            world.broadcast_into(buffer, what, interrupt)
+        })?;
+        return Ok(data);
+    }
+    let (failed, size_bytes) = waiting(py, |interrupt| world.broadcast_header(None, what, interrupt))?;
+    let received = PyBytes::new_with(py, size_bytes, |buffer| {
+        waiting(py, |interrupt| world.broadcast_into(buffer, what, interrupt))
+    })?;
+    if failed {
+        return Err(PyRuntimeError::new_err(
+            String::from_utf8_lossy(received.as_bytes()).into_owned(),
+        ));
+    }
+    Ok(received)
+}
+
+/// Collect equally many bytes of each rank on the root, which gets a list; others get None. Collective.
+#[pyfunction]
+fn gather<'py>(py: Python<'py>, data: &[u8], what: &str) -> PyResult<Option<Vec<Bound<'py, PyBytes>>>> {
+    let world = joined()?;
+    let received = waiting(py, |interrupt| world.gather(data, what, interrupt))?;
+    if world.rank != 0 {
+        return Ok(None);
+    }
+    let size_bytes = data.len().max(1);
+    Ok(Some(
+        received
+            .chunks(size_bytes)
+            .map(|chunk| PyBytes::new(py, chunk))
+            .collect(),
+    ))
+}
+
+/// Make this host's node store in the first usable of these folders. Collective. Says why there is none, or None.
+#[pyfunction]
+fn store_open(py: Python<'_>, folders: Vec<PathBuf>) -> PyResult<Option<String>> {
+    let world = joined()?;
+    waiting(py, |interrupt| world.open_store(&folders, interrupt))
+}
+
+/// Wait until `key` is answered, or ours to answer: the answer, True for ours, None after `timeout_s` or without store.
+#[pyfunction]
+fn store_claim(py: Python<'_>, key: &str, timeout_s: f64) -> PyResult<Option<Py<PyAny>>> {
+    let timeout = Duration::try_from_secs_f64(timeout_s).map_err(|cause| PyValueError::new_err(cause.to_string()))?;
+    let Some(world) = world::joined() else { return Ok(None) };
+    // The store is locked for each try and not for the wait, so that other threads get their turn.
+    let outcome = py.detach(|| -> error::Result<Option<(store::Claim, Option<Vec<u8>>)>> {
+        let mut absent = false;
+        let claim = store::claim_within(timeout, || {
+            world.with_store(|store| store.claim(key)).unwrap_or_else(|| {
+                absent = true;
+                Ok(store::Claim::Answered)
+            })
+        })?;
+        if absent {
+            return Ok(None);
+        }
+        let answer = match claim {
+            store::Claim::Answered => world.with_store(|store| store.get(key)).transpose()?.flatten(),
+            _ => None,
+        };
+        Ok(Some((claim, answer)))
+    });
+    match outcome.map_err(os_error)? {
+        Some((store::Claim::Ours, _)) => Ok(Some(true.into_pyobject(py)?.to_owned().into_any().unbind())),
+        Some((store::Claim::Answered, Some(answer))) => Ok(Some(PyBytes::new(py, &answer).into_any().unbind())),
+        _ => Ok(None),
+    }
+}
+
+/// Put the answer that was claimed, or give up the claim with None.
+#[pyfunction]
+fn store_put(py: Python<'_>, key: &str, answer: Option<&[u8]>) -> PyResult<()> {
+    let Some(world) = world::joined() else { return Ok(()) };
+    py.detach(|| {
+        world.with_store(|store| match answer {
+            Some(answer) => store.put(key, answer),
+            None => {
+                store.release(key);
+                Ok(())
+            }
+        })
+    })
+    .unwrap_or(Ok(()))
+    .map_err(os_error)
+}
+
+/// Whether MPI may be spoken: connected, not in a forked child, and MPI_Finalize has not begun.
+#[pyfunction]
+fn is_active() -> bool {
+    world::joined().is_some_and(World::is_active)
+}
+
+/// Abort the job with `status`: when the interpreter ends, or after `grace_s` if it does not by then; 0 is at once.
+#[pyfunction]
+fn abort(py: Python<'_>, status: c_int, grace_s: f64) -> PyResult<()> {
+    let grace = Duration::try_from_secs_f64(grace_s).map_err(|cause| PyValueError::new_err(cause.to_string()))?;
+    if let Some(world) = world::joined() {
+        py.detach(|| {
+            if grace.is_zero() {
+                world.abort_now(status);
+            } else {
+                world.abort_at_exit(status, grace);
+            }
+        });
+    }
+    Ok(())
+}
+
+/// The names in DT_NEEDED of an ELF file, and the folders of its DT_RUNPATH or DT_RPATH.
+#[pyfunction]
+fn needed(py: Python<'_>, path: PathBuf) -> PyResult<(Vec<String>, Vec<String>)> {
+    let dynamic = py.detach(|| elf::dynamic(&path)).map_err(os_error)?;
+    Ok((dynamic.needed, dynamic.search_path))
+}
+
+/// A copy of `sys.flags` with `no_site` 0: what plain Python has, and what its children inherit.
+#[pyfunction]
+fn flags_with_site<'py>(py: Python<'py>, flags: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+    use pyo3::ffi;
+    let kind = flags.get_type();
+    let position = kind
+        .getattr("__match_args__")
+        .and_then(|names| names.call_method1("index", ("no_site",)))
+        .and_then(|position| position.extract::<ffi::Py_ssize_t>());
+    // `__match_args__` of struct sequences is there from Python 3.10 on; the order has not changed since 3.2.
+    let position = position.unwrap_or(5);
+    let fields = kind.getattr("n_fields")?.extract::<ffi::Py_ssize_t>()?;
+    // SAFETY: `kind` is the struct sequence type of `sys.flags`, the fields that are not shown as a tuple included;
+    // every field of the new object is set, with a reference of its own.
+    unsafe {
+        let copy = Bound::from_owned_ptr_or_err(py, ffi::PyStructSequence_New(kind.as_type_ptr()))?;
+        for index in 0..fields {
+            let value = if index == position {
+                0_i32.into_pyobject(py)?.into_any()
+            } else {
+                Bound::from_borrowed_ptr_or_err(py, ffi::PyStructSequence_GetItem(flags.as_ptr(), index))?
+            };
+            ffi::PyStructSequence_SetItem(copy.as_ptr(), index, value.into_ptr());
+        }
+        Ok(copy)
+    }
+}
+
+/// The constants of an ABI by their names in mpi.h, for the test that compares them with the header.
+#[pyfunction]
+fn abi_constants<'py>(py: Python<'py>, abi: &str) -> PyResult<Bound<'py, PyDict>> {
+    let abi = match family(abi)? {
+        Family::Mpich => abi::MPICH,
+        Family::OpenMpi => abi::OPEN_MPI,
+        Family::Standard => abi::STANDARD,
+    };
+    let constants = PyDict::new(py);
+    for (name, value) in [
+        ("MPI_COMM_WORLD", abi.comm_world),
+        ("MPI_COMM_SELF", abi.comm_self),
+        ("MPI_BYTE", abi.byte),
+        ("MPI_INFO_NULL", abi.info_null),
+        ("MPI_REQUEST_NULL", abi.request_null),
+        ("MPI_ERRORS_RETURN", abi.errors_return),
+        ("MPI_COMM_NULL_COPY_FN", abi.comm_null_copy_fn),
+        ("MPI_STATUS_IGNORE", abi.status_ignore),
+        ("MPI_MAX_ERROR_STRING", abi.max_error_string),
+        ("MPI_MAX_LIBRARY_VERSION_STRING", abi.max_library_version_string),
+    ] {
+        constants.set_item(name, value)?;
+    }
+    constants.set_item("MPI_COMM_TYPE_SHARED", abi.comm_type_shared)?;
+    for (name, value) in ["SINGLE", "FUNNELED", "SERIALIZED", "MULTIPLE"]
+        .iter()
+        .zip(abi.thread_levels)
+    {
+        constants.set_item(format!("MPI_THREAD_{name}"), value)?;
+    }
+    Ok(constants)
+}
+
+#[pymodule(gil_used = true)]
+mod _core {
+    #[pymodule_export]
+    #[allow(non_upper_case_globals, reason = "Python's name")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+
+    #[pymodule_export]
+    use super::{
+        abi_constants, abort, broadcast, connect, flags_with_site, gather, is_active, needed, store_claim, store_open,
+        store_put,
+    };
+}

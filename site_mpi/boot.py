@@ -1,0 +1,491 @@
+"""From a bare interpreter to a connected rank that has mpiimport: the only Python file of ours that a leaf reads.
+
+Here: the settings, the choice of an MPI library, and the delivery of the other modules by broadcast. Nothing here
+may import anything but built-in modules. What the modules do once they are there is in `site_mpi.stages`.
+"""
+
+import _imp
+import marshal
+import posix
+import sys
+from _frozen_importlib import ModuleSpec, _load
+from _frozen_importlib_external import SourceFileLoader, spec_from_file_location
+
+PACKAGE = (
+    "mpiimport",
+    "mpiimport.answers",
+    "mpiimport.finder",
+    "mpiimport.handoff",
+    "mpiimport.loader",
+    "mpiimport.lockstep",
+    "mpiimport.misses",
+    "mpiimport.opening",
+    "mpiimport.session",
+    "site_mpi",
+    "site_mpi.program",
+    "site_mpi.stages",
+)
+"""The modules that the root delivers."""
+
+ROOT_PACKAGE = ("mpiimport.forecast", "mpiimport.scan")
+"""The modules that only the root needs."""
+
+PLAIN_PACKAGE = ("site_mpi", "site_mpi.program")
+"""The modules that a process without other ranks needs."""
+
+OPTIONS = (
+    # name, short, value's name, default, what it does
+    ("command", "c", "CODE", None, "run this code, as python -c"),
+    ("module", "m", "NAME", None, "run this module, as python -m"),
+    ("verbose", "v", None, 0, "say how each module was imported, on rank 0; twice: on all ranks"),
+    ("debug", "d", None, 0, "every module locally, no communication; the same as --policy local"),
+    ("tmpdir", "T", "DIR", None, "the folder for node stores, instead of /dev/shm, $TMPDIR or /tmp"),
+    ("implementation", "I", "NAME", None, "mpich, openmpi or mpiabi: use no other, and make its symbols global"),
+    ("policy", None, "NAME", "opening", "opening, lockstep, locate or local"),
+    ("libmpi", None, "FILE", None, "the MPI library, instead of the one that mpi4py would use"),
+    ("thread-level", None, "NAME", None, "single, funneled, serialized or multiple (as mpi4py asks for by default)"),
+    ("timeout", None, "SECONDS", "600", "how long one rank may wait for another before the job is ended"),
+    ("stable", None, "PATHS", "", "folders, separated by colons, whose modules do not change during a run"),
+    ("abort-on-exit", None, None, 0, "sys.exit(n) with n other than 0 on one rank ends the job"),
+    ("require", None, None, 0, "fail where there is no MPI, instead of running as plain Python"),
+    ("local", None, None, 0, "leave MPI alone, for one program beside others in an MPI world"),
+    ("help", "h", None, 0, "show this and exit"),
+    ("version", "V", None, 0, "show the versions and exit"),
+)
+"""Every setting. `--thread-level` is `MPIIMPORT_THREAD_LEVEL` in the environment and `thread_level` in `install()`."""
+
+CHOICES = {
+    "policy": ("opening", "lockstep", "locate", "local"),
+    "implementation": ("mpich", "openmpi", "mpiabi"),
+    "thread_level": ("single", "funneled", "serialized", "multiple"),
+}
+
+LAUNCHERS = (
+    # the variable that tells: a rank, the number of ranks; the family of MPI libraries it can start, where it is one
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "openmpi"),
+    ("MPI_LOCALRANKID", "PMI_SIZE", "mpich"),  # Hydra, of MPICH and Intel MPI
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "mpich"),
+    ("PMI_RANK", "PMI_SIZE", None),
+    ("PMIX_RANK", None, None),
+    ("PALS_RANKID", None, None),
+    ("ALPS_APP_PE", None, None),
+    ("FLUX_TASK_RANK", "FLUX_JOB_SIZE", None),
+    ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE", None),
+)
+
+RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PALS_RANKID", "FLUX_TASK_RANK", "JSM_NAMESPACE_RANK")
+
+
+class UsageError(Exception):
+    """What the user asked for does not make sense; said in one sentence, once."""
+
+
+class Settings:
+    """What the user chose: options of `python-mpi`, else `MPIIMPORT_*` variables, else defaults. Read once."""
+
+    def __init__(self, **chosen):
+        for option, _, value_name, default, _ in OPTIONS:
+            name = option.replace("-", "_")
+            value = chosen.pop(name, None)
+            source = "argument"
+            if value is None:
+                source = "MPIIMPORT_" + name.upper()
+                value = environment(source) if name not in ("command", "module", "help", "version") else None
+                if value == "":
+                    value = None
+                if value is not None and value_name is None:
+                    if not value.isdigit():
+                        raise UsageError("`%s=%s`: this is 0 or 1 (or 2, for verbose)" % (source, value))
+                    value = int(value)
+            setattr(self, name, default if value is None else value)
+            if name in CHOICES and value is not None and value not in CHOICES[name]:
+                raise UsageError("`%s` is no %s; choose one of %s" % (value, option, ", ".join(CHOICES[name])))
+        if chosen:
+            raise UsageError("there is no setting `%s`" % "`, `".join(sorted(chosen)))
+        try:
+            self.timeout_s = float(self.timeout)
+            if not 0 < self.timeout_s < 1e9:
+                raise ValueError
+        except ValueError:
+            raise UsageError("`%s` is no number of seconds" % self.timeout) from None
+        if self.debug:
+            self.policy = "local"
+
+
+def environment(name):
+    """Return a variable of the environment, or None; `os` is not there yet."""
+    value = posix.environ.get(name.encode())
+    return None if value is None else value.decode("utf-8", "surrogateescape")
+
+
+def parse(arguments, *, settings=None):
+    """Split the arguments of `python-mpi` into (settings, what is left: the program and its arguments).
+
+    With `settings`, the arguments are those of `python -S` instead: only the program is looked for.
+    """
+    chosen = {}
+    arguments = list(arguments)
+
+    def take(option, value):
+        name, _, value_name, default, _ = option
+        name = name.replace("-", "_")
+        if value_name is None:
+            if value is not None:
+                raise UsageError("--%s takes no value" % option[0])
+            chosen[name] = chosen.get(name, default) + 1
+        else:
+            if value is None:
+                if not arguments:
+                    raise UsageError("--%s needs a value: %s" % (option[0], value_name))
+                value = arguments.pop(0)
+            chosen[name] = value
+        return name in ("command", "module")
+
+    ended = False
+    while arguments and not ended and arguments[0][:1] == "-" and arguments[0] != "-":
+        argument = arguments.pop(0)
+        if argument == "--":
+            break
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            option = next((option for option in OPTIONS if option[0] == name), None)
+            if option is None:
+                raise UsageError("there is no option --%s; python-mpi --help lists them" % name)
+            ended = take(option, value if equals else None)
+            continue
+        letters = argument[1:]
+        while letters and not ended:
+            letter, letters = letters[0], letters[1:]
+            option = next((option for option in OPTIONS if option[1] == letter), None)
+            if option is not None and option[2] is not None:
+                ended = take(option, letters or None)
+                break
+            if option is not None:
+                take(option, None)
+            elif letter in "WX":  # Python's own: the launcher script has handed them over
+                if not letters:
+                    if not arguments:
+                        raise UsageError("-%s needs a value" % letter)
+                    arguments.pop(0)
+                break
+            elif letter not in "bBEOPqsu" and settings is None:
+                raise UsageError("there is no option -%s; python-mpi --help lists them" % letter)
+    return Settings(**chosen), arguments
+
+
+def usage():
+    """Return the text of `--help`."""
+    lines = ["usage: python-mpi [option] ... [-c code | -m module | script | -] [argument] ...", "", "options:"]
+    for name, short, value_name, _, text in OPTIONS:
+        form = ("-%s, " % short if short else "    ") + "--" + name + (" " + value_name if value_name else "")
+        lines.append("  %-28s %s" % (form, text))
+    lines += [
+        "",
+        "Python's own -b -B -E -O -OO -P -q -s -u -W -X are passed on.",
+        "Each option but the first two and the last two is also a variable: MPIIMPORT_TMPDIR for --tmpdir.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def launcher():
+    """Say who started this process: (variable, number of ranks or None, family of MPI libraries or None), or None."""
+    for rank, size, family in LAUNCHERS:
+        if environment(rank) is not None:
+            count = environment(size) if size else None
+            return rank, int(count) if count and count.isdigit() else None, family
+    # Slurm sets SLURM_PROCID in batch scripts too, where nothing was launched.
+    tasks = environment("SLURM_STEP_NUM_TASKS")
+    if environment("SLURM_PROCID") is not None and tasks and tasks.isdigit():
+        return "SLURM_PROCID", int(tasks), None
+    return None
+
+
+def is_first():
+    """Whether this process is rank 0, as far as the environment tells: it speaks for all."""
+    return all(environment(name) in (None, "0") for name in RANKS) and (
+        environment("SLURM_STEP_NUM_TASKS") is None or environment("SLURM_PROCID") in (None, "0")
+    )
+
+
+def say(message):
+    """Write a message of ours to standard error."""
+    sys.stderr.write("mpiimport: %s\n" % message)
+    sys.stderr.flush()
+
+
+def libmpi_candidates(settings, folder):
+    """List where libmpi may be, in the order in which mpi4py searches; `folder` is where mpiimport is installed."""
+    chosen = settings.libmpi or environment("MPI4PY_LIBMPI")
+    if chosen:
+        return chosen.split(":")
+    family = settings.implementation or (environment("MPI4PY_MPIABI") or "").lower().replace("-", "").replace("_", "")
+    if family == "mpiabi":
+        return ["libmpi_abi.so.1", "libmpi_abi.so.0"]
+    names = {"mpich": ["libmpi.so.12"], "impi": ["libmpi.so.12"], "openmpi": ["libmpi.so.40"]}.get(
+        family, ["libmpi.so", "libmpi.so.12", "libmpi.so.40"]
+    )
+    candidates = []
+    # A mpi4py that was built on this machine is linked to one library and no other will do.
+    suffix = _imp.extension_suffixes()[0]
+    for entry in [*sys.path[: next((i for i, e in enumerate(sys.path) if e.endswith(".zip")), 0)], folder]:
+        if entry:
+            candidates.append("needed-by:%s/mpi4py/MPI%s" % (entry, suffix))
+    prefixes = [sys.executable.rpartition("/")[0].rpartition("/")[0]]
+    if prefixes[0] in (sys.base_prefix, sys.base_exec_prefix) and not sys.flags.no_user_site:
+        home = environment("PYTHONUSERBASE") or environment("HOME")
+        if home:
+            prefixes.append(home if environment("PYTHONUSERBASE") else home + "/.local")
+    if sys.base_exec_prefix not in prefixes:
+        prefixes.append(sys.base_exec_prefix)
+    for prefix in prefixes:
+        if prefix not in ("", "/usr"):
+            candidates += ["%s/lib/%s" % (prefix, name) for name in names]
+    return candidates + names + (["libmpich.so.12"] if family in ("", "mpich") else [])
+
+
+def thread_level(settings):
+    """Return the thread level to ask for, 0 to 3: our setting, else what mpi4py would ask for."""
+    name = settings.thread_level
+    if name is None:
+        threads = (environment("MPI4PY_RC_THREADS") or "").lower()
+        name = (environment("MPI4PY_RC_THREAD_LEVEL") or "multiple").lower()
+        if threads in ("0", "n", "no", "f", "false", "off"):
+            name = "single"
+    levels = CHOICES["thread_level"]
+    if name not in levels:
+        raise UsageError("`%s` is no thread level; choose one of %s" % (name, ", ".join(levels)))
+    return levels.index(name)
+
+
+def load_core(folder):
+    """Load the Rust core by its full path, without a search."""
+    core = sys.modules.get("mpiimport._core")
+    if core is None:
+        core = _load(spec_from_file_location("mpiimport._core", folder + "/mpiimport/_core.abi3.so"))
+    return core
+
+
+def connect(settings, folder):
+    """Join the other ranks. Return this rank's place in the job as a dict, or None where there is only this process.
+
+    Collective. Raises RuntimeError where MPI is there and does not work, UsageError where a setting is wrong.
+    """
+    if settings.local or settings.policy == "local":
+        return None
+    started_by = launcher()
+    if started_by is None or started_by[1] == 1:
+        if settings.require:
+            raise UsageError("no MPI launcher started this process, and MPIIMPORT_REQUIRE is set. Use mpiexec or srun.")
+        return None
+    variable, size, family = started_by
+    place = load_core(folder).connect(
+        libmpi_candidates(settings, folder),
+        make_global=settings.implementation is not None,
+        launcher=settings.implementation or family,
+        launcher_size=size,
+        thread_level=thread_level(settings),
+        timeout_s=settings.timeout_s,
+        verbose=settings.verbose > 1,
+    )
+    place["launcher"] = variable
+    agree(place)
+    return place
+
+
+def agree(place):
+    """Make sure that every rank runs the same Python: code from one does not run on another. Collective."""
+    core = sys.modules["mpiimport._core"]
+    version = "%d.%d.%d %s" % (*sys.version_info[:3], sys.implementation.cache_tag)
+    mine = version.encode()[:32].ljust(32) + place["host"].encode()[:64].ljust(64) + b"01"[place["local_rank"] == 0 :][:1]
+    everyone = core.gather(mine, "every rank to say which Python it runs")
+    problem = b""
+    if everyone is not None:
+        place["hosts"] = sum(one[96:97] == b"1" for one in everyone)
+        differing = [
+            "rank %d on %s runs %s" % (rank, one[32:96].decode().strip(), one[:32].decode().strip())
+            for rank, one in enumerate(everyone)
+            if one[:32] != mine[:32]
+        ]
+        if differing:
+            problem = "rank 0 runs %s, but %s%s. Start all ranks with the same Python." % (
+                version,
+                "; ".join(differing[:3]),
+                " and %d more differ" % (len(differing) - 3) if len(differing) > 3 else "",
+            )
+            problem = problem.encode()
+    problem = core.broadcast(problem, "rank 0 to compare the Pythons").decode()
+    if problem:
+        raise UsageError(problem)
+
+
+class PackageFinder:
+    """Finds the modules of mpiimport itself among what was delivered; in `sys.meta_path` only until they are loaded."""
+
+    def __init__(self, modules):
+        self.modules = {fullname: (origin, locations, code) for fullname, origin, locations, code in modules}
+
+    def find_spec(self, fullname, path=None, target=None):  # noqa: ARG002
+        """Return the spec of one of our modules, whose loader executes what was delivered."""
+        if fullname not in self.modules:
+            return None
+        origin, locations, _ = self.modules[fullname]
+        spec = ModuleSpec(fullname, self, origin=origin, is_package=locations is not None)
+        spec.submodule_search_locations = locations
+        spec.has_location = True
+        return spec
+
+    def create_module(self, spec):  # noqa: ARG002
+        """Use the ordinary module type."""
+        return
+
+    def exec_module(self, module):
+        """Execute the delivered code and leave behind the loader that the file itself would have had."""
+        spec = module.__spec__
+        code = marshal.loads(self.modules[spec.name][2])
+        spec.loader = module.__loader__ = SourceFileLoader(spec.name, spec.origin)
+        exec(code, module.__dict__)
+
+
+def read_package(fullnames, folder):
+    """Read modules of ours, as (fullname, origin, locations, marshalled code)."""
+    modules = []
+    for fullname in fullnames:
+        locations = [folder + "/" + fullname] if "." not in fullname else None
+        origin = folder + "/" + fullname.replace(".", "/") + ("/__init__.py" if locations else ".py")
+        code = SourceFileLoader(fullname, origin).get_code(fullname)
+        modules.append((fullname, origin, locations, marshal.dumps(code)))
+    return modules
+
+
+def load_package(place, folder):
+    """Load the modules of ours that this rank needs; the root alone reads them. Collective."""
+    if place is None:
+        modules = read_package(PACKAGE + ROOT_PACKAGE, folder)
+    else:
+        sent = marshal.dumps(read_package(PACKAGE, folder)) if place["rank"] == 0 else None
+        modules = marshal.loads(load_core(folder).broadcast(sent, "rank 0 to read mpiimport"))
+        if place["rank"] == 0:
+            modules += read_package(ROOT_PACKAGE, folder)
+    execute_package(modules)
+
+
+def execute_package(modules):
+    """Make modules of ours importable and import them."""
+    finder = PackageFinder(modules)
+    sys.meta_path.insert(0, finder)
+    try:
+        for fullname, *_ in modules:
+            __import__(fullname)
+    finally:
+        sys.meta_path.remove(finder)
+
+
+def end(status, message=None):
+    """End this process, and with it the job where ranks may wait: `message` is said by the first rank only."""
+    if message is not None and is_first():
+        say(message)
+    core = sys.modules.get("mpiimport._core")
+    if core is not None and core.is_active():
+        core.abort(status, 0)
+    sys.exit(status)
+
+
+def own_folder():
+    """Return the folder that mpiimport and site_mpi are installed in."""
+    return __file__.rpartition("/")[0].rpartition("/")[0]
+
+
+def main():
+    """Do what `python-mpi` is asked to do."""
+    main_module = sys.modules["__main__"].__dict__
+    for name in [name for name in main_module if not name.startswith("__")]:
+        del main_module[name]
+    arguments = sys.argv[1:]
+    folder = own_folder()
+    pop_path0()
+    try:
+        settings, rest = parse(arguments)
+        if settings.help or settings.version:
+            if is_first():
+                versions = "python-mpi %s (Python %s)\n" % (load_core(folder).__version__, sys.version.split()[0])
+                sys.stdout.write(usage() if settings.help else versions)
+            sys.exit(0)
+        place = connect(settings, folder)
+        if place is None and not settings.verbose:
+            run_plain(settings, rest, arguments, folder)
+            return
+        load_package(place, folder)
+    except UsageError as cause:
+        end(2, str(cause))
+    except RuntimeError as cause:
+        end(1, str(cause))
+    from site_mpi import stages
+
+    stages.Start(settings, place).run_program(rest, arguments)
+
+
+def pop_path0():
+    """Take from `sys.path` what Python put before it for the program: `site` does not see it yet. Return it, a list."""
+    if sys.flags.isolated or getattr(sys.flags, "safe_path", False):
+        return []
+    return [sys.path.pop(0)]
+
+
+def run_plain(settings, rest, arguments, folder):
+    """Do what plain Python does: there is nobody to share with."""
+    execute_package(read_package(PLAIN_PACKAGE, folder))
+    run_site(folder)
+    from site_mpi import program
+
+    program.restore_arguments(arguments)
+    kind, target, argv = program.describe(settings, rest)
+    program.run(program.prepare(kind, target), argv, None)
+
+
+def run_site(folder):
+    """Run the real `site`, as if Python had been started without `-S`."""
+    import site
+
+    sys.flags = load_core(folder).flags_with_site(sys.flags)
+    site.main()
+
+
+def start_here():
+    """Start mpiimport for the program that has just imported `site_mpi` under `python -S`. Collective."""
+    folder = own_folder()
+    path0 = pop_path0()
+    try:
+        settings = Settings()
+        place = connect(settings, folder)
+        if place is None:
+            run_site(folder)
+            sys.path[:0] = path0
+            return
+        load_package(place, folder)
+    except UsageError as cause:
+        end(2, str(cause))
+    except RuntimeError as cause:
+        end(1, str(cause))
+    from site_mpi import stages
+
+    asked, rest = parse(command_line()[1:], settings=settings)
+    stages.Start(settings, place).start_here(asked, rest, path0)
+
+
+def command_line():
+    """Return the command line of this process, Python's own options included."""
+    if hasattr(sys, "orig_argv"):
+        return sys.orig_argv
+    with open("/proc/self/cmdline", "rb") as file:  # 3.9
+        return file.read().decode("utf-8", "surrogateescape").split("\0")[:-1]
+
+
+def install(chosen):
+    """Do what `mpiimport.install` does, in a process whose `site` has run. Collective."""
+    settings = Settings(**chosen)
+    place = connect(settings, own_folder())
+    if place is None:
+        return
+    from site_mpi import stages
+
+    stages.Start(settings, place).install()

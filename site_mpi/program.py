@@ -1,0 +1,203 @@
+"""The program: what `python-mpi` was asked to run, read by the root, run by every rank as `__main__`."""
+
+import marshal
+import sys
+from _frozen_importlib_external import SourceFileLoader
+
+GRACE_S = 5.0
+"""How long threads and exit functions of a program that failed may take before the job is ended all the same."""
+
+
+class Program:
+    """What to run. `code` is the marshalled code of a script, command or standard input; None for modules.
+
+    `status` is set instead, where the program cannot be started: every rank exits with it.
+    """
+
+    def __init__(self, kind, target, path0, code=None, status=None, source=None):
+        self.kind = kind
+        self.target = target
+        self.path0 = path0
+        self.code = code
+        self.status = status
+        self.source = source
+
+    def pack(self):
+        """Return the program as what `marshal` can carry."""
+        return (self.kind, self.target, self.path0, self.code, self.status, self.source)
+
+
+def describe(settings, rest):
+    """Return (kind, target, sys.argv) of what the command line asks for."""
+    if settings.command is not None:
+        return "command", settings.command, ["-c", *rest]
+    if settings.module is not None:
+        return "module", settings.module, ["-m", *rest]
+    if not rest or rest[0] == "-":
+        return "stdin", None, rest or [""]
+    return "script", rest[0], rest
+
+
+def restore_arguments(arguments):
+    """Let `sys.orig_argv` say what plain Python's would."""
+    if hasattr(sys, "orig_argv"):
+        sys.orig_argv = [sys.orig_argv[0], *arguments]
+
+
+def prepare(kind, target):
+    """Read the program, on the root. Of one that cannot be started, say what plain Python would."""
+    import os
+
+    unsafe = not getattr(sys.flags, "safe_path", False) and not sys.flags.isolated
+    try:
+        if kind == "command":
+            source = target
+            code = compile(source, "<string>", "exec", dont_inherit=True)
+            return Program(kind, None, "" if unsafe else None, marshal.dumps(code), None, source)
+        if kind == "stdin":
+            code = compile(sys.stdin.buffer.read(), "<stdin>", "exec", dont_inherit=True)
+            return Program(kind, None, "" if unsafe else None, marshal.dumps(code))
+        if kind == "module":
+            return Program(kind, target, os.getcwd() if unsafe else None)
+        if is_archive(target):
+            return Program("folder", target, os.path.abspath(target))
+        try:
+            with open(target, "rb") as file:
+                data = file.read()
+        except OSError as cause:
+            sys.stderr.write(
+                "%s: can't open file %r: [Errno %d] %s\n"
+                % (sys.executable, os.path.abspath(target), cause.errno, cause.strerror)
+            )
+            return Program(kind, target, None, None, 2)
+        path = os.path.abspath(target)
+        if target.endswith(".pyc"):
+            code = SourcelessCode(target).get_code("__main__")
+        else:
+            code = compile(data, path, "exec", dont_inherit=True)
+        path0 = os.path.dirname(os.path.realpath(target)) if unsafe else None
+        return Program(kind, path, path0, marshal.dumps(code))
+    except (SyntaxError, ValueError) as cause:  # ValueError: null bytes, in older Pythons
+        show(cause, None)
+        return Program(kind, target, None, None, 1)
+
+
+def SourcelessCode(path):  # noqa: N802
+    """Return a loader for a `.pyc` that is run as a script."""
+    from importlib.machinery import SourcelessFileLoader
+
+    return SourcelessFileLoader("__main__", path)
+
+
+def is_archive(path):
+    """Whether a finder of `sys.path_hooks` takes this path, as it does folders and zip files."""
+    import os
+
+    if os.path.isdir(path):
+        return True
+    for hook in sys.path_hooks:
+        try:
+            hook(path)
+        except ImportError:
+            continue
+        return True
+    return False
+
+
+def run(program, argv, session):
+    """Run the program as `__main__` and end this process as plain Python would, the job with it if it failed."""
+    if program.status is not None:
+        sys.exit(program.status)
+    sys.argv = argv
+    if program.path0 is not None:
+        sys.path.insert(0, program.path0)
+    main = sys.modules["__main__"].__dict__
+    try:
+        if program.kind in ("module", "folder"):
+            import runpy
+
+            runpy._run_module_as_main(program.target if program.kind == "module" else "__main__", program.kind == "module")
+        else:
+            if program.kind == "script":
+                main["__loader__"] = SourceFileLoader("__main__", program.target)
+                main["__file__"] = program.target
+            elif program.kind == "stdin":
+                main["__file__"] = "<stdin>"
+            else:
+                remember_source(program)
+            if program.kind != "command" and sys.version_info < (3, 15):
+                main["__cached__"] = None
+            exec(marshal.loads(program.code), main)
+    except SystemExit as cause:
+        if session is not None and session.settings.abort_on_exit and session.place is not None:
+            status = exit_status(cause)
+            if status:
+                sys.modules["mpiimport._core"].abort(status, GRACE_S)
+        raise
+    except BaseException as cause:
+        fail(cause, session)
+
+
+def remember_source(program):
+    """Let tracebacks show the lines of `-c`, as Python does from 3.13 on."""
+    if sys.version_info < (3, 13):
+        return
+    import linecache
+
+    if hasattr(linecache, "_register_code"):
+        linecache._register_code(marshal.loads(program.code), program.source, "<string>")
+
+
+def exit_status(cause):
+    """Return the exit status that this SystemExit gives the process."""
+    if cause.code is None:
+        return 0
+    return cause.code & 0xFF if isinstance(cause.code, int) else 1
+
+
+def fail(cause, session):
+    """Show an exception that the program did not catch, and end the job: the others may wait for this rank."""
+    traceback = cause.__traceback__
+    while traceback is not None and traceback.tb_frame.f_globals is globals():
+        traceback = traceback.tb_next
+    show(cause, traceback)
+    status = 130 if isinstance(cause, KeyboardInterrupt) else 1
+    abort(cause, status, session)
+    sys.exit(status)
+
+
+def abort(cause, status, session):
+    """Have the job end with this status when this process does, and say which rank is the reason."""
+    place = session.place if session is not None else None
+    core = sys.modules.get("mpiimport._core")
+    if place is None or place["size"] == 1 or not core.is_active():
+        return
+    session.say_always(
+        "rank %d on %s ended with %s; ending the job with status %d."
+        % (place["rank"], place["host"], type(cause).__name__, status)
+    )
+    core.abort(status, GRACE_S)
+
+
+def abort_on_uncaught(session):
+    """Have an exception that the program does not catch end the job, where the interpreter runs the program."""
+    previous = sys.excepthook
+
+    def excepthook(kind, cause, traceback):
+        previous(kind, cause, traceback)
+        abort(cause, 130 if issubclass(kind, KeyboardInterrupt) else 1, session)
+
+    sys.excepthook = excepthook
+
+
+def show(cause, traceback):
+    """Print an exception as the interpreter does when nothing catches it."""
+    sys.last_type, sys.last_value, sys.last_traceback = type(cause), cause, traceback
+    if sys.version_info >= (3, 12):
+        sys.last_exc = cause
+    sys.excepthook(type(cause), cause.with_traceback(traceback), traceback)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            continue  # closed by the program, or None

@@ -1,0 +1,262 @@
+"""The three stages that replace `site`: paths settled by the root, an opening, customisation on every rank.
+
+The real `site.main()` runs on every rank. On the root it looks at folders and files, and what it saw is recorded; on
+the others it sees the record instead of the filesystem. So `.pth` files mean what they mean to this Python.
+"""
+
+import io
+import marshal
+import os
+import sys
+
+from mpiimport import session as sessions
+from mpiimport.session import Session
+from site_mpi import boot, program
+
+
+class Start:
+    """The start of one rank, from the connection to the running program."""
+
+    def __init__(self, settings, place):
+        self.session = Session(settings, place)
+        sessions.current = self.session
+        sys.mpiimport = sys.modules["mpiimport"]
+
+    def run_program(self, rest, arguments):
+        """Do all stages, then run what the rest of the command line asks for. Collective."""
+        kind, target, argv = program.describe(self.session.settings, rest)
+        program.restore_arguments(arguments)
+        prepared = guarded(self.session, lambda: self.stages(kind, target))
+        program.run(prepared, argv, self.session)
+
+    def start_here(self, asked, rest, path0):
+        """Do all stages for a program that runs already, under `python -S`. Collective."""
+        kind, target, _ = program.describe(asked, rest)
+        guarded(self.session, lambda: self.stages(kind, target))
+        sys.path[:0] = path0
+        program.abort_on_uncaught(self.session)
+
+    def install(self):
+        """Foresee and deliver for a program that runs already, started by plain Python. Collective."""
+        guarded(self.session, self.open_for_main)
+        self.session.finder.install()
+        program.abort_on_uncaught(self.session)
+
+    def open_for_main(self):
+        """Open what the file of `__main__` may import. Collective."""
+        import site
+
+        session = self.session
+        session.set_stable(environment_folders(site))
+        made = None
+        if session.is_root():
+            from mpiimport.forecast import Forecast
+
+            made = session.new_opening()
+            file = getattr(sys.modules["__main__"], "__file__", None)
+            if file is not None and session.policy in ("opening", "locate"):
+                forecast = Forecast(made)
+                with io.open_code(os.path.abspath(file)) as source:
+                    forecast.follow_code(compile(source.read(), file, "exec", dont_inherit=True), "")
+                forecast.finish()
+        self.open_store()
+        session.broadcast_opening(made, "rank 0 to find and read what the program will import")
+        session.finder.path_hooks = list(sys.path_hooks)
+
+    def stages(self, kind, target):
+        """Do the three stages, and the opening for this program. Return it. Collective."""
+        session = self.session
+        finder = session.finder
+        finder.install()
+        self.settle_paths()
+        customise()
+        made = None
+        if session.is_root():
+            made = session.new_opening()
+            made.extra = self.forecast(made, kind, target).pack()
+        made = session.broadcast_opening(made, "rank 0 to find and read what the program will import")
+        finder.path_hooks = list(sys.path_hooks)
+        return program.Program(*made.extra)
+
+    def settle_paths(self):
+        """Stage one: `site.main()`, which looks at the filesystem on the root alone. Collective."""
+        session = self.session
+        made = record = None
+        if session.is_root():
+            record = {}
+            session.finder.recorded = {}
+            import site
+
+            sys.flags = with_site()
+            run_site(site, record, recording=True)
+            session.set_stable(environment_folders(site))
+            made = session.new_opening()
+            made.answers, session.finder.recorded = session.finder.recorded, None
+            for folder in {folder for answer in made.answers.values() for folder in answer.path}:
+                made.list_folder(folder)
+            made.extra = record
+            if session.policy == "opening" or session.policy == "locate":
+                from mpiimport.forecast import Forecast
+
+                forecast = Forecast(made)
+                forecast.follow_name("sitecustomize")
+                forecast.follow_name("usercustomize")
+                forecast.finish()
+        made = session.broadcast_opening(made, "rank 0 to settle sys.path")
+        if record is None:
+            import site
+
+            sys.flags = with_site()
+            run_site(site, made.extra, recording=False)
+            session.set_stable(environment_folders(site))
+        if session.place is not None:
+            self.open_store()
+
+    def open_store(self):
+        """Make the node store, through which the ranks of one host share what no opening foresaw. Collective."""
+        session = self.session
+        chosen = session.settings.tmpdir
+        folders = [chosen] if chosen else ["/dev/shm", os.environ.get("TMPDIR") or "/tmp", "/tmp"]
+        problem = sys.modules["mpiimport._core"].store_open(folders)
+        if problem is not None:
+            session.misses.shares = False
+            if session.verbose or chosen and session.place["local_rank"] == 0:
+                session.say(problem)
+
+    def forecast(self, made, kind, target):
+        """Stage two, on the root: foresee what the program will import. Return the program."""
+        prepared = program.prepare(kind, target)
+        if prepared.status is not None or self.session.policy not in ("opening", "locate"):
+            return prepared
+        from time import perf_counter
+
+        from mpiimport.forecast import Forecast
+
+        began = perf_counter()
+        if prepared.path0 is not None:
+            sys.path.insert(0, prepared.path0)
+        try:
+            forecast = Forecast(made)
+            if prepared.code is not None:
+                forecast.follow_code(marshal.loads(prepared.code), "")
+            else:
+                forecast.follow_name("runpy")
+                name = prepared.target if kind == "module" else "__main__"
+                found = forecast.follow_name(name)
+                if found is not None and found.locations is not None:
+                    forecast.follow_name(name + ".__main__")
+            forecast.finish()
+        finally:
+            if prepared.path0 is not None:
+                sys.path.remove(prepared.path0)
+        self.session.seconds["forecast"] = perf_counter() - began
+        return prepared
+
+
+def guarded(session, start):
+    """Run `start`; an exception of ours on one rank would leave the others waiting, so it ends the job."""
+    try:
+        return start()
+    except SystemExit:
+        if session.is_connected():
+            sys.modules["mpiimport._core"].abort(1, program.GRACE_S)
+        raise
+    except BaseException as cause:
+        if type(cause) is RuntimeError:  # one of ours: a sentence
+            boot.end(1, str(cause))
+        program.fail(cause, session)
+
+
+def with_site():
+    """Return `sys.flags` as a Python without `-S` has them: what child processes are started with."""
+    return boot.load_core(boot.own_folder()).flags_with_site(sys.flags)
+
+
+def environment_folders(site):
+    """Return the folders of the interpreter and its environment: programs do not write modules there."""
+    folders = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, *site.PREFIXES}
+    if site.ENABLE_USER_SITE and site.USER_SITE:
+        folders.add(site.USER_SITE)
+    return sorted(folders)
+
+
+def customise():
+    """Stage three: `sitecustomize` and `usercustomize`, on every rank."""
+    import site
+
+    site.execsitecustomize()
+    if site.ENABLE_USER_SITE:
+        site.execusercustomize()
+
+
+def run_site(site, record, *, recording):
+    """Run `site.main()` up to the customisation, with its view of the filesystem recorded, or replaced by the record."""
+    look = recorder if recording else player
+    names = ("isfile", "isdir", "exists")
+    path = stand_in(os.path, {name: look(record, name, getattr(os.path, name)) for name in names})
+    opener = look(record, "open_code", read_code)
+    replaced = {
+        "os": stand_in(
+            os, {"path": path, "listdir": look(record, "listdir", os.listdir), "lstat": look(record, "lstat", os.lstat)}
+        ),
+        "io": stand_in(io, {"open_code": lambda name: io.BytesIO(opener(name))}),
+        "open": lambda name, *_, encoding=None: io.TextIOWrapper(io.BytesIO(opener(name)), encoding=encoding),
+        "execsitecustomize": lambda: None,
+        "execusercustomize": lambda: None,
+    }
+    absent = object()
+    kept = {name: site.__dict__.get(name, absent) for name in replaced}
+    site.__dict__.update(replaced)
+    try:
+        site.main()
+    finally:
+        for name, value in kept.items():
+            if value is absent:
+                del site.__dict__[name]
+            else:
+                site.__dict__[name] = value
+
+
+def stand_in(module, replaced):
+    """Return a module like this one, in which some names mean something else."""
+    copy = type(sys)(module.__name__)
+    copy.__dict__.update(module.__dict__)
+    copy.__dict__.update(replaced)
+    return copy
+
+
+def read_code(path):
+    """Read a file as `io.open_code` does."""
+    with io.open_code(path) as file:
+        return file.read()
+
+
+def recorder(record, name, function):
+    """Return a function that does the same and records what came of it."""
+
+    def recorded(path):
+        try:
+            result = function(path)
+        except OSError as cause:
+            record[name, path] = (False, (cause.errno, cause.strerror))
+            if name == "open_code":
+                boot.say("cannot read `%s`: %s. What it says about sys.path is ignored." % (path, cause.strerror))
+            raise
+        record[name, path] = (True, tuple(result) if name == "lstat" else result)
+        return result
+
+    return recorded
+
+
+def player(record, name, function):
+    """Return a function that gives what was recorded, and asks the filesystem only for what was not."""
+
+    def played(path):
+        if (name, path) not in record:
+            return function(path)
+        succeeded, result = record[name, path]
+        if not succeeded:
+            raise OSError(*result, path)
+        return os.stat_result(result) if name == "lstat" else result
+
+    return played

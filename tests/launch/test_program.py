@@ -1,0 +1,35 @@
+"""A program starts on every rank, with each way to name it."""
+
+import json
+
+import pytest
+
+NUMPY = """
+    import json, sys
+    import numpy.fft, scipy.interpolate
+    import numpy as np
+    from mpi4py import MPI
+
+    spline = scipy.interpolate.CubicSpline(np.arange(10.0), np.arange(10.0) ** 2)
+    mine = float(abs(np.fft.fft(np.ones(8)))[0]) + float(spline(2.5)) + MPI.COMM_WORLD.rank
+    total = MPI.COMM_WORLD.allreduce(mine)
+    print(json.dumps([MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size, total, sys.mpiimport.stats()]))
+"""
+
+
+def lines_of(result):
+    assert result.returncode == 0, result
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_numpy_and_scipy_compute_the_same_on_every_rank(mpi, script, ranks):
+    result = mpi.run(ranks, "python-mpi", script(NUMPY))
+    lines = lines_of(result)
+    assert sorted(line[0] for line in lines) == list(range(ranks))
+    assert {line[1] for line in lines} == {ranks}
+    expected = sum(8 + 6.25 + rank for rank in range(ranks))
+    assert all(abs(line[2] - expected) < 1e-9 for line in lines)
+    for *_, stats in lines:
+        assert stats["modules"]["opening"] > 500
+        assert len(stats["missed"]) <= 15
