@@ -17,7 +17,7 @@ class Session:
     def __init__(self, settings, place):
         self.settings = settings
         self.place = place
-        self.policy = settings.policy if place is not None else "local"
+        self.policy = "opening" if place is not None else "local"
         self.override = _local()
         self.broadcast_bytes = 0
         self.seconds = {}
@@ -37,6 +37,16 @@ class Session:
     def current_policy(self):
         """Return the policy that holds in this thread."""
         return getattr(self.override, "policy", None) or self.policy
+
+    def forecasts(self):
+        """Whether openings are made of what will be imported."""
+        return self.place is not None and self.settings.policy in ("opening", "locate")
+
+    def begin_program(self):
+        """From now on the program imports: by the policy that the user chose."""
+        if self.place is not None:
+            self.policy = self.settings.policy
+        self.finder.path_hooks = list(sys.path_hooks)
 
     def set_stable(self, folders):
         """Set the folders whose modules do not change during a run, and with them how misses are asked."""
@@ -59,8 +69,8 @@ class Session:
         if self.place is None:
             return made
         core = sys.modules["mpiimport._core"]
-        message = made.pack(with_code=self.policy != "locate") if made is not None else None
-        received = core.broadcast(message, what)
+        message = made.pack(with_code=self.settings.policy != "locate") if made is not None else None
+        received = core.broadcast_shared(message, what)
         self.broadcast_bytes += len(received)
         if made is None:
             made = opening.unpack(received)

@@ -75,6 +75,18 @@ LAUNCHERS = (
 
 RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PALS_RANKID", "FLUX_TASK_RANK", "JSM_NAMESPACE_RANK")
 
+LOCAL_RANKS = (
+    "MPI_LOCALRANKID",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "MV2_COMM_WORLD_LOCAL_RANK",
+    "SLURM_LOCALID",
+    "PALS_LOCAL_RANKID",
+    "FLUX_TASK_LOCAL_ID",
+)
+
+END_S = 2.0
+"""How long other ranks leave the first one to say why all end."""
+
 
 class UsageError(Exception):
     """What the user asked for does not make sense; said in one sentence, once."""
@@ -207,6 +219,13 @@ def is_first():
     )
 
 
+def is_first_on_host():
+    """Whether this process speaks for its host, as far as the environment tells."""
+    locals_ = [environment(name) for name in LOCAL_RANKS]
+    known = [rank for rank in locals_ if rank is not None]
+    return all(rank == "0" for rank in known) if known else is_first()
+
+
 def say(message):
     """Write a message of ours to standard error."""
     sys.stderr.write("mpiimport: %s\n" % message)
@@ -268,7 +287,8 @@ def load_core(folder):
 def connect(settings, folder):
     """Join the other ranks. Return this rank's place in the job as a dict, or None where there is only this process.
 
-    Collective. Raises RuntimeError where MPI is there and does not work, UsageError where a setting is wrong.
+    Collective. Raises UsageError where a setting is wrong, OSError where no library fits the launcher, RuntimeError
+    where MPI does not work.
     """
     if settings.local or settings.policy == "local":
         return None
@@ -282,11 +302,15 @@ def connect(settings, folder):
         libmpi_candidates(settings, folder),
         make_global=settings.implementation is not None,
         launcher=settings.implementation or family,
-        launcher_size=size,
         thread_level=thread_level(settings),
         timeout_s=settings.timeout_s,
         verbose=settings.verbose > 1,
     )
+    if size is not None and place["size"] == 1:
+        raise OSError(
+            "the launcher started %d ranks, but `%s` sees only itself: it does not belong to this launcher. Set "
+            "MPIIMPORT_LIBMPI to the libmpi of your mpiexec." % (size, place["library"])
+        )
     place["launcher"] = variable
     agree(place)
     return place
@@ -380,14 +404,29 @@ def execute_package(modules):
         sys.meta_path.remove(finder)
 
 
-def end(status, message=None):
-    """End this process, and with it the job where ranks may wait: `message` is said by the first rank only."""
-    if message is not None and is_first():
-        say(message)
+def end(status, message, *, speaks, aborts=True):
+    """End this process, and the job if it is connected and `aborts`; `speaks` says whether this rank gives the message."""
     core = sys.modules.get("mpiimport._core")
-    if core is not None and core.is_active():
+    active = aborts and core is not None and core.is_active()
+    if not is_first() and active:
+        import time
+
+        time.sleep(END_S)  # the first rank's message comes before the job ends
+    if speaks:
+        say(message)
+    if active:
         core.abort(status, 0)
     sys.exit(status)
+
+
+def end_for(cause):
+    """End this process for an error that is said in one sentence, by as few ranks as can know of it."""
+    if type(cause) is UsageError:  # the same on every rank
+        end(2, str(cause), speaks=is_first())
+    elif isinstance(cause, OSError):  # no MPI library: the same on every rank of a host
+        end(1, str(cause), speaks=is_first_on_host(), aborts=False)
+    else:
+        end(1, str(cause), speaks=True)
 
 
 def own_folder():
@@ -415,10 +454,8 @@ def main():
             run_plain(settings, rest, arguments, folder)
             return
         load_package(place, folder)
-    except UsageError as cause:
-        end(2, str(cause))
-    except RuntimeError as cause:
-        end(1, str(cause))
+    except (UsageError, OSError, RuntimeError) as cause:
+        end_for(cause)
     from site_mpi import stages
 
     stages.Start(settings, place).run_program(rest, arguments)
@@ -462,10 +499,8 @@ def start_here():
             sys.path[:0] = path0
             return
         load_package(place, folder)
-    except UsageError as cause:
-        end(2, str(cause))
-    except RuntimeError as cause:
-        end(1, str(cause))
+    except (UsageError, OSError, RuntimeError) as cause:
+        end_for(cause)
     from site_mpi import stages
 
     asked, rest = parse(command_line()[1:], settings=settings)

@@ -48,26 +48,27 @@ class Start:
 
         session = self.session
         session.set_stable(environment_folders(site))
+        self.open_store()
         made = None
         if session.is_root():
             from mpiimport.forecast import Forecast
 
             made = session.new_opening()
             file = getattr(sys.modules["__main__"], "__file__", None)
-            if file is not None and session.policy in ("opening", "locate"):
+            if file is not None and session.forecasts():
                 forecast = Forecast(made)
                 with io.open_code(os.path.abspath(file)) as source:
                     forecast.follow_code(compile(source.read(), file, "exec", dont_inherit=True), "")
                 forecast.finish()
-        self.open_store()
         session.broadcast_opening(made, "rank 0 to find and read what the program will import")
-        session.finder.path_hooks = list(sys.path_hooks)
+        session.begin_program()
 
     def stages(self, kind, target):
         """Do the three stages, and the opening for this program. Return it. Collective."""
         session = self.session
         finder = session.finder
         finder.install()
+        self.open_store()
         self.settle_paths()
         customise()
         made = None
@@ -75,7 +76,7 @@ class Start:
             made = session.new_opening()
             made.extra = self.forecast(made, kind, target).pack()
         made = session.broadcast_opening(made, "rank 0 to find and read what the program will import")
-        finder.path_hooks = list(sys.path_hooks)
+        session.begin_program()
         return program.Program(*made.extra)
 
     def settle_paths(self):
@@ -95,7 +96,7 @@ class Start:
             for folder in {folder for answer in made.answers.values() for folder in answer.path}:
                 made.list_folder(folder)
             made.extra = record
-            if session.policy == "opening" or session.policy == "locate":
+            if session.forecasts():
                 from mpiimport.forecast import Forecast
 
                 forecast = Forecast(made)
@@ -109,24 +110,24 @@ class Start:
             sys.flags = with_site()
             run_site(site, made.extra, recording=False)
             session.set_stable(environment_folders(site))
-        if session.place is not None:
-            self.open_store()
 
     def open_store(self):
         """Make the node store, through which the ranks of one host share what no opening foresaw. Collective."""
         session = self.session
+        if session.place is None:
+            return
         chosen = session.settings.tmpdir
-        folders = [chosen] if chosen else ["/dev/shm", os.environ.get("TMPDIR") or "/tmp", "/tmp"]
+        folders = [chosen] if chosen else ["/dev/shm", boot.environment("TMPDIR") or "/tmp", "/tmp"]
         problem = sys.modules["mpiimport._core"].store_open(folders)
         if problem is not None:
             session.misses.shares = False
-            if session.verbose or chosen and session.place["local_rank"] == 0:
-                session.say(problem)
+            if session.place["local_rank"] == 0 and (chosen or session.verbose):
+                boot.say(problem)
 
     def forecast(self, made, kind, target):
         """Stage two, on the root: foresee what the program will import. Return the program."""
         prepared = program.prepare(kind, target)
-        if prepared.status is not None or self.session.policy not in ("opening", "locate"):
+        if prepared.status is not None or not self.session.forecasts():
             return prepared
         from time import perf_counter
 
@@ -162,8 +163,8 @@ def guarded(session, start):
             sys.modules["mpiimport._core"].abort(1, program.GRACE_S)
         raise
     except BaseException as cause:
-        if type(cause) is RuntimeError:  # one of ours: a sentence
-            boot.end(1, str(cause))
+        if type(cause) is RuntimeError:  # of the core: a sentence
+            boot.end_for(cause)
         program.fail(cause, session)
 
 

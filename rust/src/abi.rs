@@ -53,6 +53,8 @@ pub struct Abi {
     pub status_ignore: usize,
     /// `MPI_COMM_TYPE_SHARED`
     pub comm_type_shared: c_int,
+    /// `MPI_UNDEFINED`
+    pub undefined: c_int,
     /// `MPI_THREAD_SINGLE`, `_FUNNELED`, `_SERIALIZED`, `_MULTIPLE`
     pub thread_levels: [c_int; 4],
     /// `MPI_MAX_ERROR_STRING`
@@ -73,6 +75,7 @@ pub const MPICH: Abi = Abi {
     comm_null_copy_fn: 0,
     status_ignore: 1,
     comm_type_shared: 1,
+    undefined: -32766,
     thread_levels: [0, 1, 2, 3],
     max_error_string: 512,
     max_library_version_string: 8192,
@@ -90,6 +93,7 @@ pub const STANDARD: Abi = Abi {
     comm_null_copy_fn: 0,
     status_ignore: 0,
     comm_type_shared: 221,
+    undefined: -32766,
     thread_levels: [0, 1024, 2048, 4096],
     max_error_string: 512,
     max_library_version_string: 8192,
@@ -111,6 +115,7 @@ pub const OPEN_MPI: Abi = Abi {
     comm_null_copy_fn: 0,
     status_ignore: 0,
     comm_type_shared: 0,
+    undefined: -32766,
     thread_levels: [0, 1, 2, 3],
     max_error_string: 256,
     max_library_version_string: 256,

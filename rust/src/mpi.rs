@@ -40,6 +40,7 @@ functions! {
     comm_size = "MPI_Comm_size" (usize, *mut c_int);
     comm_idup = "MPI_Comm_idup" (usize, *mut usize, *mut usize);
     comm_free = "MPI_Comm_free" (*mut usize);
+    comm_split = "MPI_Comm_split" (usize, c_int, c_int, *mut usize);
     comm_split_type = "MPI_Comm_split_type" (usize, c_int, c_int, usize, *mut usize);
     comm_set_errhandler = "MPI_Comm_set_errhandler" (usize, usize);
     comm_create_keyval = "MPI_Comm_create_keyval" (usize, DeleteFunction, *mut c_int, *mut c_void);
@@ -205,6 +206,17 @@ impl Mpi {
         };
         self.check("MPI_Comm_split_type", code)?;
         Ok(Comm(self.handle(shared)))
+    }
+
+    /// The ranks of `comm` that are `members`, in the order of their ranks; nothing for the others.
+    pub fn comm_split(&self, comm: Comm, member: bool, rank: usize) -> Result<Option<Comm>> {
+        let color = if member { 0 } else { self.abi.undefined };
+        let key = c_int::try_from(rank).unwrap_or(c_int::MAX);
+        let mut members = 0;
+        // SAFETY: a valid communicator and out-argument.
+        let code = unsafe { (self.functions.comm_split)(comm.0, color, key, &raw mut members) };
+        self.check("MPI_Comm_split", code)?;
+        Ok(member.then(|| self.comm(members)))
     }
 
     /// Makes errors on `comm` come back as codes instead of ending the program.

@@ -8,6 +8,7 @@ use crate::error::{self, Error};
 use crate::world::{self, World};
 use crate::{elf, store};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use std::ffi::c_int;
@@ -50,14 +51,13 @@ fn waiting<T: Send>(
 
 /// Join the other ranks over MPI. Collective.
 #[pyfunction]
-#[pyo3(signature = (libraries, *, make_global, launcher, launcher_size, thread_level, timeout_s, verbose))]
+#[pyo3(signature = (libraries, *, make_global, launcher, thread_level, timeout_s, verbose))]
 #[allow(clippy::too_many_arguments)]
 fn connect<'py>(
     py: Python<'py>,
     libraries: Vec<String>,
     make_global: bool,
     launcher: Option<&str>,
-    launcher_size: Option<usize>,
     thread_level: usize,
     timeout_s: f64,
     verbose: bool,
@@ -66,7 +66,6 @@ fn connect<'py>(
         libraries,
         global: make_global,
         launcher: launcher.map(family).transpose()?,
-        launcher_size,
         thread_level,
         timeout: Duration::try_from_secs_f64(timeout_s).map_err(|cause| PyValueError::new_err(cause.to_string()))?,
     };
@@ -74,9 +73,10 @@ fn connect<'py>(
         log_to_stderr();
     }
     let first = world::joined().is_none();
-    let world = waiting(py, |interrupt| world::connect(&options, interrupt))?;
+    let opened = py.detach(|| world::open_library(&options)).map_err(os_error)?;
+    let world = waiting(py, |interrupt| world::connect(opened, &options, interrupt))?;
     // SAFETY: a plain function that touches no Python, as Py_AtExit requires.
-    if first && unsafe { pyo3::ffi::Py_AtExit(Some(world::at_exit)) } != 0 {
+    if first && unsafe { ffi::Py_AtExit(Some(world::at_exit)) } != 0 {
         return Err(PyRuntimeError::new_err(
             "the interpreter has no room for one more exit function",
         ));
@@ -120,38 +120,23 @@ fn log_to_stderr() {
 
 /// Give every rank the root's bytes. Collective; `what` says in messages what is waited for.
 #[pyfunction]
-#[pyo3(signature = (data, what, *, failed=false))]
-fn broadcast<'py>(
-    py: Python<'py>,
-    data: Option<Bound<'py, PyBytes>>,
-    what: &str,
-    failed: bool,
-) -> PyResult<Bound<'py, PyBytes>> {
+fn broadcast<'py>(py: Python<'py>, data: Option<&[u8]>, what: &str) -> PyResult<Bound<'py, PyBytes>> {
     let world = joined()?;
-    if let Some(data) = data.filter(|_| world.rank == 0) {
-        let size_bytes = data.as_bytes().len();
-        waiting(py, |interrupt| {
-            world.broadcast_header(Some((failed, size_bytes)), what, interrupt)
-        })?;
-        // MPI reads the root's buffer and does not write it.
-        let (address, bytes) = (data.as_bytes().as_ptr() as usize, size_bytes);
-        waiting(py, move |interrupt| {
-            // SAFETY: `data` is alive and immutable for the whole call; the root's buffer is only read.
-            let buffer = unsafe { std::slice::from_raw_parts_mut(address as *mut u8, bytes) };
-            world.broadcast_into(buffer, what, interrupt)
-        })?;
-        return Ok(data);
+    let received = waiting(py, |interrupt| world.broadcast(data, what, interrupt))?;
+    Ok(PyBytes::new(py, &received))
+}
+
+/// Give every host the root's bytes, in memory that its ranks share until they end. Collective.
+#[pyfunction]
+fn broadcast_shared<'py>(py: Python<'py>, data: Option<&[u8]>, what: &str) -> PyResult<Bound<'py, PyAny>> {
+    let world = joined()?;
+    let received: &'static [u8] = waiting(py, |interrupt| world.broadcast_shared(data, what, interrupt))?;
+    let size = ffi::Py_ssize_t::try_from(received.len()).map_err(|cause| PyValueError::new_err(cause.to_string()))?;
+    // SAFETY: the memory is valid and unchanged until the process ends; PyBUF_READ is 0x100.
+    unsafe {
+        let view = ffi::PyMemoryView_FromMemory(received.as_ptr().cast_mut().cast(), size, 0x100);
+        Bound::from_owned_ptr_or_err(py, view)
     }
-    let (failed, size_bytes) = waiting(py, |interrupt| world.broadcast_header(None, what, interrupt))?;
-    let received = PyBytes::new_with(py, size_bytes, |buffer| {
-        waiting(py, |interrupt| world.broadcast_into(buffer, what, interrupt))
-    })?;
-    if failed {
-        return Err(PyRuntimeError::new_err(
-            String::from_utf8_lossy(received.as_bytes()).into_owned(),
-        ));
-    }
-    Ok(received)
 }
 
 /// Collect equally many bytes of each rank on the root, which gets a list; others get None. Collective.
@@ -257,7 +242,6 @@ fn needed(py: Python<'_>, path: PathBuf) -> PyResult<(Vec<String>, Vec<String>)>
 /// A copy of `sys.flags` with `no_site` 0: what plain Python has, and what its children inherit.
 #[pyfunction]
 fn flags_with_site<'py>(py: Python<'py>, flags: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
-    use pyo3::ffi;
     let kind = flags.get_type();
     let position = kind
         .getattr("__match_args__")
@@ -306,6 +290,7 @@ fn abi_constants<'py>(py: Python<'py>, abi: &str) -> PyResult<Bound<'py, PyDict>
         constants.set_item(name, value)?;
     }
     constants.set_item("MPI_COMM_TYPE_SHARED", abi.comm_type_shared)?;
+    constants.set_item("MPI_UNDEFINED", abi.undefined)?;
     for (name, value) in ["SINGLE", "FUNNELED", "SERIALIZED", "MULTIPLE"]
         .iter()
         .zip(abi.thread_levels)
@@ -323,7 +308,7 @@ mod _core {
 
     #[pymodule_export]
     use super::{
-        abi_constants, abort, broadcast, connect, flags_with_site, gather, is_active, needed, store_claim, store_open,
-        store_put,
+        abi_constants, abort, broadcast, broadcast_shared, connect, flags_with_site, gather, is_active, needed,
+        store_claim, store_open, store_put,
     };
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! /dev/shm/mpiimport-<uid>-<random>/     0700; every rank holds a shared flock on the folder itself
 //!     ready                              made once the folder is locked: from then on an unlocked one is abandoned
+//!     shared                             what is being broadcast; unlinked once every rank has it mapped
 //!     <key>                              one answer, complete before it has this name
 //!     <key>.claim                        flock: the rank that holds it is finding that answer
 //! ```
@@ -12,17 +13,22 @@
 
 use crate::error::{Error, Result};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open};
+use rustix::mm::{MapFlags, ProtFlags, mmap};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::ptr;
 use std::time::{Duration, Instant, SystemTime};
 
 const PREFIX: &str = "mpiimport-";
 const READY: &str = "ready";
 /// A folder without `ready` is between `mkdir` and `flock`, unless its maker died in those microseconds.
 const MAKING: Duration = Duration::from_secs(60);
+/// What is left for MPI's own use of /dev/shm: MPICH dies when that is full.
+const RESERVED_BYTES: u64 = 64 << 20;
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// An open node store.
@@ -156,6 +162,70 @@ impl Store {
     /// Gives up a claim without an answer.
     pub fn release(&mut self, key: &str) {
         self.claims.remove(key);
+    }
+
+    /// Makes a file of this size and maps it, for this rank to fill and the others to [`map`](Self::map).
+    ///
+    /// # Errors
+    /// There is no room: space is reserved first, so that a full tmpfs is an error here and no SIGBUS later.
+    pub fn map_new(&self, name: &str, size_bytes: usize) -> Result<&'static mut [u8]> {
+        let map = || -> io::Result<&'static mut [u8]> {
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(self.path.join(name))?;
+            if size_bytes == 0 {
+                return Ok(&mut []);
+            }
+            let room = rustix::fs::fstatvfs(&file)?;
+            if room.f_bavail * room.f_frsize < size_bytes as u64 + RESERVED_BYTES {
+                return Err(io::Error::from(io::ErrorKind::StorageFull));
+            }
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size_bytes as u64)?;
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            // SAFETY: a new mapping of a file that only the ranks of this job have, never unmapped.
+            unsafe {
+                let address = mmap(ptr::null_mut(), size_bytes, protection, MapFlags::SHARED, &file, 0)?;
+                Ok(std::slice::from_raw_parts_mut(address.cast(), size_bytes))
+            }
+        };
+        map().map_err(|cause| {
+            // Nothing is left of a file that could not be made whole; the first error is the one to tell.
+            let _ = fs::remove_file(self.path.join(name));
+            self.error("make", name, &cause)
+        })
+    }
+
+    /// Maps a file that another rank has made and filled.
+    ///
+    /// # Errors
+    /// It is not there, or of another size.
+    pub fn map(&self, name: &str, size_bytes: usize) -> Result<&'static [u8]> {
+        let map = || -> io::Result<&'static [u8]> {
+            let file = File::open(self.path.join(name))?;
+            if file.metadata()?.len() != size_bytes as u64 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            }
+            if size_bytes == 0 {
+                return Ok(&[]);
+            }
+            // SAFETY: nobody writes to the file any more, and it is never unmapped.
+            unsafe {
+                let address = mmap(ptr::null_mut(), size_bytes, ProtFlags::READ, MapFlags::SHARED, &file, 0)?;
+                Ok(std::slice::from_raw_parts(address.cast(), size_bytes))
+            }
+        };
+        map().map_err(|cause| self.error("map", name, &cause))
+    }
+
+    /// Takes a file's name away; who has it mapped keeps it.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn unlink(&self, name: &str) -> Result<()> {
+        fs::remove_file(self.path.join(name)).map_err(|cause| self.error("remove", name, &cause))
     }
 
     /// Leaves the store; the last rank to leave removes it.

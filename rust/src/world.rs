@@ -13,7 +13,7 @@ use std::ffi::{OsStr, c_int, c_void};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,10 +22,13 @@ use std::time::{Duration, Instant};
 const PAUSE: Duration = Duration::from_micros(100);
 /// Tests without a pause, for what is there already.
 const EAGER_TESTS: u32 = 50;
-/// After this long a wait is worth a line.
+/// After this long, or half the time limit if that is less, a wait is worth a line.
 const NOTICE: Duration = Duration::from_secs(30);
 /// One MPI call carries at most this much: `count` is an `int`, and a wait between pieces can be interrupted.
 const PIECE_BYTES: usize = 64 << 20;
+
+/// The name in the node store of what is being broadcast.
+const SHARED: &str = "shared";
 
 /// What `connect` is asked for; the policy behind each value is Python's.
 pub struct Options {
@@ -35,8 +38,6 @@ pub struct Options {
     pub global: bool,
     /// The family of libraries that the launcher can start, where known.
     pub launcher: Option<Family>,
-    /// The number of ranks that the launcher says it started, where known.
-    pub launcher_size: Option<usize>,
     /// 0 single, 1 funneled, 2 serialized, 3 multiple.
     pub thread_level: usize,
     /// How long a wait may last.
@@ -53,6 +54,8 @@ pub struct World {
     pub library: PathBuf,
     comm: Comm,
     node: Comm,
+    /// The first ranks of all hosts; only they have it.
+    leaders: Option<Comm>,
     /// The rank in `MPI_COMM_WORLD`.
     pub rank: usize,
     /// The number of ranks in `MPI_COMM_WORLD`.
@@ -81,15 +84,25 @@ pub fn joined() -> Option<&'static World> {
     WORLD.get().filter(|world| world.pid == std::process::id())
 }
 
-/// Joins the job: opens libmpi, initialises MPI if nobody has, and makes our own communicators. Collective.
+/// Opens the MPI library, or takes the one in use.
 ///
 /// # Errors
-/// No usable library, an MPI call that failed, a launcher that does not fit the library, or the time limit.
-pub fn connect(options: &Options, interrupt: &mut Interrupt) -> Result<&'static World> {
-    if let Some(world) = WORLD.get() {
-        return Ok(world);
+/// No library works, with every attempt, or this launcher cannot start programs that use it.
+pub fn open_library(options: &Options) -> Result<Option<libmpi::Opened>> {
+    if WORLD.get().is_some() {
+        return Ok(None);
     }
-    let libmpi::Opened { mpi, path } = libmpi::open(&options.libraries, options.launcher, options.global)?;
+    libmpi::open(&options.libraries, options.launcher, options.global).map(Some)
+}
+
+/// Joins the job: initialises MPI if nobody has, and makes our own communicators. Collective.
+///
+/// # Errors
+/// An MPI call that failed, or the time limit.
+pub fn connect(opened: Option<libmpi::Opened>, options: &Options, interrupt: &mut Interrupt) -> Result<&'static World> {
+    let Some(libmpi::Opened { mpi, path }) = opened else {
+        return joined().ok_or_else(|| Error::new("a forked child cannot join the other ranks"));
+    };
     if mpi.is_finalized()? {
         return Err(Error::new("MPI has been finalised already"));
     }
@@ -98,13 +111,6 @@ pub fn connect(options: &Options, interrupt: &mut Interrupt) -> Result<&'static 
         mpi.init_thread(options.thread_level)?;
     }
     let (rank, size) = (mpi.rank(mpi.comm_world())?, mpi.size(mpi.comm_world())?);
-    if let Some(expected) = options.launcher_size.filter(|&expected| expected > 1 && size == 1) {
-        return Err(Error::new(format!(
-            "the launcher started {expected} ranks, but `{}` sees only itself: it does not belong to this launcher. \
-             Set MPIIMPORT_LIBMPI to the libmpi of your mpiexec.",
-            path.display()
-        )));
-    }
     let mut wait = Wait {
         mpi: &mpi,
         rank,
@@ -125,13 +131,19 @@ pub fn connect(options: &Options, interrupt: &mut Interrupt) -> Result<&'static 
     mpi.set_errors_return(comm)?;
     let node = mpi.comm_split_shared(comm, rank)?;
     mpi.set_errors_return(node)?;
+    let local_rank = mpi.rank(node)?;
+    let leaders = mpi.comm_split(comm, local_rank == 0, rank)?;
+    if let Some(leaders) = leaders {
+        mpi.set_errors_return(leaders)?;
+    }
     let world = World {
         library: path,
         comm,
         node,
+        leaders,
         rank,
         size,
-        local_rank: mpi.rank(node)?,
+        local_rank,
         local_size: mpi.size(node)?,
         thread_level: mpi.query_thread()?,
         own,
@@ -145,9 +157,6 @@ pub fn connect(options: &Options, interrupt: &mut Interrupt) -> Result<&'static 
     world.mpi.call_in_finalize(in_finalize)?;
     Ok(WORLD.get_or_init(|| world))
 }
-
-/// What travels ahead of a broadcast: whether it is an error, and its size.
-const HEADER_BYTES: usize = 16;
 
 impl World {
     /// What `MPI_Get_library_version` says.
@@ -165,55 +174,129 @@ impl World {
         self.pid == std::process::id() && !self.left.load(Ordering::Acquire)
     }
 
-    /// Tells every rank the size of what the root will send, and whether it is an error's text. Collective.
+    /// Gives every rank the root's bytes. Collective.
     ///
     /// # Errors
-    /// As all waits: MPI failed, the time limit, or an interrupt.
-    pub fn broadcast_header(
-        &self,
-        announced: Option<(bool, usize)>,
-        what: &str,
-        interrupt: &mut Interrupt,
-    ) -> Result<(bool, usize)> {
-        let mut header = [0_u8; HEADER_BYTES];
-        if let Some((failed, size_bytes)) = announced {
-            header[0] = u8::from(failed);
-            header[8..].copy_from_slice(&(size_bytes as u64).to_le_bytes());
+    /// As all waits: MPI failed, the time limit, or an interrupt. The job cannot go on after it.
+    pub fn broadcast(&self, data: Option<&[u8]>, what: &str, interrupt: &mut Interrupt) -> Result<Vec<u8>> {
+        let size_bytes = self.broadcast_size(data.map(<[u8]>::len), what, interrupt)?;
+        let mut buffer = vec![0; size_bytes];
+        if let Some(data) = data.filter(|_| self.rank == 0) {
+            buffer.copy_from_slice(data);
         }
-        self.broadcast_into(&mut header, what, interrupt)?;
-        let mut size = [0; 8];
-        size.copy_from_slice(&header[8..]);
-        let size = usize::try_from(u64::from_le_bytes(size))
-            .map_err(|_| Error::new("the root announced more bytes than this machine can address"))?;
-        Ok((header[0] != 0, size))
+        self.broadcast_pieces(self.comm, buffer.leak(), what, interrupt)
+            // SAFETY: the slice is what was leaked above; MPI is done with it.
+            .map(|buffer| unsafe { Vec::from_raw_parts(buffer.as_mut_ptr(), buffer.len(), buffer.len()) })
     }
 
-    /// Sends the root's bytes to every rank's buffer of the same size, in pieces. Collective.
+    /// Gives every host the root's bytes, in memory that its ranks share; without a node store, in each rank's own.
+    /// The memory is never given back: what it holds is used until the process ends. Collective.
     ///
     /// # Errors
-    /// As all waits. The process must not use the buffer again after an error, and ends.
-    pub fn broadcast_into(&self, buffer: &mut [u8], what: &str, interrupt: &mut Interrupt) -> Result<()> {
-        for piece in buffer.chunks_mut(PIECE_BYTES) {
-            // SAFETY: the piece is borrowed until the request is complete, or the job is aborted.
-            let request = unsafe { self.mpi.ibcast(piece.as_mut_ptr(), piece.len(), self.comm)? };
-            self.wait(interrupt).until_complete(request, what)?;
+    /// As all waits. The job cannot go on after it.
+    pub fn broadcast_shared(
+        &self,
+        data: Option<&[u8]>,
+        what: &str,
+        interrupt: &mut Interrupt,
+    ) -> Result<&'static [u8]> {
+        let size_bytes = self.broadcast_size(data.map(<[u8]>::len), what, interrupt)?;
+        let mut mapped = None;
+        if let Some(leaders) = self.leaders {
+            if self.local_size > 1 {
+                mapped = self
+                    .with_store(|store| store.map_new(SHARED, size_bytes))
+                    .transpose()
+                    .unwrap_or_else(|cause| {
+                        log::debug!("{cause}");
+                        None
+                    });
+            }
+            let is_mapped = mapped.is_some();
+            let buffer = mapped.unwrap_or_else(|| vec![0; size_bytes].leak());
+            if let Some(data) = data.filter(|_| self.rank == 0) {
+                buffer.copy_from_slice(data);
+            }
+            let buffer = self.broadcast_pieces(leaders, buffer, what, interrupt)?;
+            let announced = vec![u8::from(is_mapped)].leak();
+            self.broadcast_pieces(self.node, announced, what, interrupt)?;
+            if !is_mapped && self.local_size > 1 {
+                return Ok(self.broadcast_pieces(self.node, buffer, what, interrupt)?);
+            }
+            if is_mapped {
+                // Every rank has it mapped after this: without a name, it is gone with the last of them.
+                self.gather_from(self.node, self.local_size, &[0], what, interrupt)?;
+                self.with_store(|store| store.unlink(SHARED)).transpose()?;
+            }
+            return Ok(buffer);
         }
-        Ok(())
+        let announced = self.broadcast_pieces(self.node, vec![0_u8].leak(), what, interrupt)?;
+        if announced[0] == 0 {
+            return Ok(self.broadcast_pieces(self.node, vec![0; size_bytes].leak(), what, interrupt)?);
+        }
+        let shared = self
+            .with_store(|store| store.map(SHARED, size_bytes))
+            .ok_or_else(|| Error::new("the first rank of this host has a node store, and this rank has not"))??;
+        self.gather_from(self.node, self.local_size, &[0], what, interrupt)?;
+        Ok(shared)
     }
 
     /// Collects equally many bytes of every rank on the root, in the order of ranks; others get nothing. Collective.
     ///
     /// # Errors
-    /// As all waits.
+    /// As all waits. The job cannot go on after it.
     pub fn gather(&self, sent: &[u8], what: &str, interrupt: &mut Interrupt) -> Result<Vec<u8>> {
-        let mut received = vec![0; if self.rank == 0 { sent.len() * self.size } else { 0 }];
-        // SAFETY: both buffers live until the request is complete, or the job is aborted.
+        self.gather_from(self.comm, self.size, sent, what, interrupt)
+    }
+
+    fn gather_from(
+        &self,
+        comm: Comm,
+        size: usize,
+        sent: &[u8],
+        what: &str,
+        interrupt: &mut Interrupt,
+    ) -> Result<Vec<u8>> {
+        // An operation that is not waited for to its end keeps its buffers: they are leaked on an error.
+        let sent = sent.to_vec();
+        let mut received = vec![0; sent.len() * size];
+        // SAFETY: both buffers live until the request is complete, or for ever.
         let request = unsafe {
             self.mpi
-                .igather(sent.as_ptr(), sent.len(), received.as_mut_ptr(), self.comm)?
+                .igather(sent.as_ptr(), sent.len(), received.as_mut_ptr(), comm)?
         };
-        self.wait(interrupt).until_complete(request, what)?;
-        Ok(received)
+        match self.wait(interrupt).until_complete(request, what) {
+            Ok(()) => Ok(received),
+            Err(cause) => {
+                std::mem::forget((sent, received));
+                Err(cause)
+            }
+        }
+    }
+
+    fn broadcast_size(&self, size_bytes: Option<usize>, what: &str, interrupt: &mut Interrupt) -> Result<usize> {
+        let announced = (size_bytes.unwrap_or(0) as u64).to_le_bytes().to_vec().leak();
+        let announced = self.broadcast_pieces(self.comm, announced, what, interrupt)?;
+        let mut size = [0; 8];
+        size.copy_from_slice(announced);
+        usize::try_from(u64::from_le_bytes(size))
+            .map_err(|_| Error::new("the root announced more bytes than this machine can address"))
+    }
+
+    /// Sends the bytes of `comm`'s rank 0 to the others' buffers of the same size, in pieces.
+    fn broadcast_pieces(
+        &self,
+        comm: Comm,
+        buffer: &'static mut [u8],
+        what: &str,
+        interrupt: &mut Interrupt,
+    ) -> Result<&'static mut [u8]> {
+        for piece in buffer.chunks_mut(PIECE_BYTES) {
+            // SAFETY: the buffer lives for ever, and nobody else has it until it is returned.
+            let request = unsafe { self.mpi.ibcast(piece.as_mut_ptr(), piece.len(), comm)? };
+            self.wait(interrupt).until_complete(request, what)?;
+        }
+        Ok(buffer)
     }
 
     /// Makes the node store on each host and opens it on each rank; a host where that fails has none. Collective.
@@ -222,13 +305,14 @@ impl World {
     /// As all waits. That a store cannot be made is no error: its reason is returned.
     pub fn open_store(&self, roots: &[PathBuf], interrupt: &mut Interrupt) -> Result<Option<String>> {
         const PATH_BYTES: usize = 4096;
+        let what = "the first rank of this host to make the node store";
         let mut problem = None;
-        let mut path = [0_u8; PATH_BYTES];
         let mut opened = None;
+        let path = vec![0_u8; PATH_BYTES].leak();
         if self.local_rank == 0 {
             match Store::create(roots) {
                 Ok(store) => {
-                    let bytes = store.path().as_os_str().as_encoded_bytes();
+                    let bytes = store.path().as_os_str().as_bytes();
                     if bytes.len() < PATH_BYTES {
                         path[..bytes.len()].copy_from_slice(bytes);
                     }
@@ -237,17 +321,27 @@ impl World {
                 Err(cause) => problem = Some(cause.to_string()),
             }
         }
-        // SAFETY: the buffer lives until the request is complete, or the job is aborted.
-        let request = unsafe { self.mpi.ibcast(path.as_mut_ptr(), PATH_BYTES, self.node)? };
-        self.wait(interrupt)
-            .until_complete(request, "the first rank of this host to make the node store")?;
+        let path = self.broadcast_pieces(self.node, path, what, interrupt)?;
         let length = path.iter().position(|&byte| byte == 0).unwrap_or(PATH_BYTES);
         if opened.is_none() && length > 0 {
-            let path = PathBuf::from(OsStr::from_bytes(&path[..length]));
-            match Store::open(&path) {
+            match Store::open(Path::new(OsStr::from_bytes(&path[..length]))) {
                 Ok(store) => opened = Some(store),
                 Err(cause) => problem = Some(cause.to_string()),
             }
+        }
+        // A store serves all ranks of a host or none.
+        let ready = self.gather_from(
+            self.node,
+            self.local_size,
+            &[u8::from(opened.is_some())],
+            what,
+            interrupt,
+        )?;
+        let all_ready = vec![u8::from(self.local_rank == 0 && ready.iter().all(|&one| one == 1))].leak();
+        if self.broadcast_pieces(self.node, all_ready, what, interrupt)?[0] == 0
+            && let Some(store) = opened.take()
+        {
+            store.leave()?;
         }
         *self.store.lock().unwrap_or_else(PoisonError::into_inner) = opened;
         Ok(problem)
@@ -336,7 +430,7 @@ impl Wait<'_> {
                     waited.as_secs()
                 )));
             }
-            if waited > NOTICE && noticed.is_none() {
+            if waited > NOTICE.min(self.timeout / 2) && noticed.is_none() {
                 let first = first_on_host();
                 if first.is_some() {
                     eprintln!(
@@ -373,7 +467,7 @@ extern "C" fn in_finalize(_comm: usize, _keyval: c_int, _value: *mut c_void, _ex
         return 0;
     }
     leave_store(world);
-    for comm in [world.node, world.comm] {
+    for comm in world.leaders.into_iter().chain([world.node, world.comm]) {
         if let Err(cause) = world.mpi.comm_free(comm) {
             eprintln!("mpiimport: {cause}");
         }
