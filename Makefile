@@ -14,7 +14,8 @@ unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME PYTHONUNBUFFERED PYTHONOP
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built .mpi/mpich/.installed
-	@$(IN_VENV)/python tests/run_demo.py
+	@LD_LIBRARY_PATH=.mpi/mpich/lib PATH=$$PWD/$(IN_VENV):$$PWD/.mpi/mpich/bin:$$PATH \
+		timeout -k 5 120 mpiexec -n 4 python-mpi docs/demo.py
 
 test: test-rust $(VENV)/.built $(MPIS:%=.mpi/%/.installed)
 	$(IN_VENV)/python -Im pytest --import-mode=importlib

@@ -125,7 +125,8 @@ def stats():
 
     `rank`, `size`, `host`, `policy`, `library`: this rank's place. `modules`: how many were answered by an `opening`,
     are `missing`, came from another rank of the `node`, from a `lockstep` broadcast, or were found `local`ly.
-    `missed`: the names that no opening foresaw. `extensions`: how many extension modules this rank opened.
+    `missed`: the names that no opening foresaw. `extensions`: how many extension modules this rank opened, and
+    `sources_read`: how many source modules it read itself.
     `foreseen`: how many answers were delivered. `broadcast_bytes`: how much this rank received. `seconds`: durations.
     """
     if _sessions.current is None:

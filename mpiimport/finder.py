@@ -33,6 +33,7 @@ class Finder:
         self.counts = {"opening": 0, "missing": 0, "node": 0, "lockstep": 0, "local": 0}
         self.missed = []
         self.extensions = 0
+        self.sources_read = 0
 
     def install(self):
         """Take `PathFinder`'s place."""
@@ -81,6 +82,8 @@ class Finder:
             answer, shared = session.misses.ask_here(fullname, path), False
         else:
             answer, shared = session.misses.ask(fullname, path)
+        if answer.kind == SOURCE and not shared:
+            self.sources_read += 1
         if self.recorded is not None:
             self.recorded[fullname] = answer
         return answer, "node" if shared else "local"

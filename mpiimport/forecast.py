@@ -3,15 +3,22 @@
 import _imp
 import sys
 from _frozen_importlib import BuiltinImporter
+from time import perf_counter
 
 from mpiimport import answers, scan
 
 
 class Forecast:
-    """Adds to an opening what code may import, function bodies included, and what that may import in turn."""
+    """Adds to an opening what code may import, function bodies included, and what that may import in turn.
 
-    def __init__(self, opening):
+    Other ranks wait meanwhile, so it stops after `limit_s` seconds; what it did not come to is missed.
+    """
+
+    def __init__(self, opening, limit_s):
         self.opening = opening
+        self.began = perf_counter()
+        self.limit_s = limit_s
+        self.stopped = False
         self.visited = {}
         self.waiting = []
 
@@ -58,6 +65,9 @@ class Forecast:
                 break
         else:
             return None  # the opening's listings say so
+        self.stopped = self.stopped or perf_counter() - self.began > self.limit_s
+        if self.stopped:
+            return None
         answer, code = answers.ask(fullname, path, self.opening.stable, writes_bytecode=True)
         self.visited[fullname] = answer
         self.opening.answers[fullname] = answer
@@ -74,7 +84,7 @@ class Forecast:
 
     def finish(self):
         """Follow what `from package import name` may mean: `name` may be a module of the package."""
-        while self.waiting:
+        while self.waiting and not self.stopped:
             base, attribute = self.waiting.pop()
             above = self.follow_name(base)
             if above is not None and above.locations is not None:

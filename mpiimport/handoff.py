@@ -53,9 +53,7 @@ def refuse_other_library(origin, place):
 
 def check_world(module, place):
     """Raise ImportError if mpi4py does not see the world that we see: it would be on another library."""
-    if not module.Is_initialized() or (
-        not module.Is_finalized() and module.COMM_WORLD.Get_size() != place["size"]
-    ):
+    if not module.Is_initialized() or (not module.Is_finalized() and module.COMM_WORLD.Get_size() != place["size"]):
         raise ImportError(
             "mpi4py does not use the MPI library `%s` that started this job. Set MPI4PY_LIBMPI and MPIIMPORT_LIBMPI "
             "to the same file." % place["library"],

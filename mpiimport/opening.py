@@ -6,7 +6,7 @@ marshalled index, then the code of all modules, end to end.
 
 import marshal
 import posix
-import sys
+from _frozen_importlib_external import FileFinder, PathFinder
 
 from mpiimport import answers
 from mpiimport.answers import Answer
@@ -32,8 +32,8 @@ class Opening:
         if folder in self.listings:
             return self.listings[folder]
         stems = None
-        importer = sys.path_importer_cache.get(folder)
-        if importer is None or hasattr(importer, "path_mtime") or type(importer).__name__ == "FileFinder":
+        importer = PathFinder._path_importer_cache(folder) if type(folder) is str else False
+        if importer is None or type(importer) is FileFinder:
             try:
                 if not (folder + "/").startswith(self.stable):
                     self.changing[folder] = posix.stat(folder).st_mtime_ns
@@ -72,9 +72,7 @@ class Opening:
             if with_code and found.code is not None:
                 size_bytes = len(found.code)
                 codes.append(found.code)
-            index.append(
-                (fullname, found.path, found.kind, found.origin, found.locations, found.witnesses, size_bytes)
-            )
+            index.append((fullname, found.path, found.kind, found.origin, found.locations, found.witnesses, size_bytes))
         listings = {folder: stems for folder, stems in self.listings.items() if stems is not None}
         packed = marshal.dumps((index, listings, self.changing, self.stable, self.extra))
         message = b"".join([len(packed).to_bytes(8, "little"), packed, *codes])

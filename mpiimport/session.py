@@ -2,6 +2,7 @@
 
 import sys
 from _thread import _local
+from time import perf_counter
 
 from mpiimport import opening
 from mpiimport.finder import Finder
@@ -61,6 +62,22 @@ class Session:
         """Return an empty opening."""
         return opening.Opening(self.stable)
 
+    def forecast(self, made, follow):
+        """Add to an opening what `follow`, called with a `Forecast`, may lead to. Return what `follow` returns."""
+        from mpiimport.forecast import Forecast
+
+        forecast = Forecast(made, self.settings.timeout_s / 4)
+        result = follow(forecast)
+        forecast.finish()
+        seconds = perf_counter() - forecast.began
+        self.seconds["forecast"] = self.seconds.get("forecast", 0.0) + seconds
+        if forecast.stopped:
+            self.say_always(
+                "the forecast was stopped after %.0f s; modules it did not come to are searched by each host. Delivering "
+                "them needs a larger --timeout." % seconds
+            )
+        return result
+
     def broadcast_opening(self, made, what):
         """Give every rank the opening that the root made; the root passes it, the others None. Collective.
 
@@ -82,15 +99,10 @@ class Session:
         what = "rank 0 to find and read `%s`" % "`, `".join(names)
         made = None
         if self.is_root():
-            from mpiimport.forecast import Forecast
-
             made = self.new_opening()
-            forecast = Forecast(made)
-            missing = [name for name in names if not forecast.follow_root(name)]
-            if missing:
-                made.answers.clear()
-                made.extra = missing
-            forecast.finish()
+            made.extra = self.forecast(
+                made, lambda forecast: [name for name in names if not forecast.follow_root(name)]
+            )
         made = self.broadcast_opening(made, what)
         if made.extra:
             raise ModuleNotFoundError("No module named %r" % made.extra[0], name=made.extra[0])
@@ -119,6 +131,7 @@ class Session:
             "modules": dict(finder.counts),
             "missed": list(finder.missed),
             "extensions": finder.extensions,
+            "sources_read": finder.sources_read,
             "foreseen": sum(len(one.answers) for one in finder.openings),
             "broadcast_bytes": self.broadcast_bytes,
             "seconds": dict(self.seconds),

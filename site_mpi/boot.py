@@ -319,21 +319,23 @@ def connect(settings, folder):
 def agree(place):
     """Make sure that every rank runs the same Python: code from one does not run on another. Collective."""
     core = sys.modules["mpiimport._core"]
-    version = "%d.%d.%d %s" % (*sys.version_info[:3], sys.implementation.cache_tag)
-    mine = version.encode()[:32].ljust(32) + place["host"].encode()[:64].ljust(64) + b"01"[place["local_rank"] == 0 :][:1]
+    version = "Python %d.%d.%d" % sys.version_info[:3] + (" -" + "O" * sys.flags.optimize if sys.flags.optimize else "")
+    mine = (
+        version.encode()[:32].ljust(32) + place["host"].encode()[:64].ljust(64) + b"01"[place["local_rank"] == 0 :][:1]
+    )
     everyone = core.gather(mine, "every rank to say which Python it runs")
     problem = b""
     if everyone is not None:
         place["hosts"] = sum(one[96:97] == b"1" for one in everyone)
         differing = [
-            "rank %d on %s runs %s" % (rank, one[32:96].decode().strip(), one[:32].decode().strip())
+            "rank %d on %s %s" % (rank, one[32:96].decode().strip(), one[:32].decode().strip())
             for rank, one in enumerate(everyone)
             if one[:32] != mine[:32]
         ]
         if differing:
-            problem = "rank 0 runs %s, but %s%s. Start all ranks with the same Python." % (
+            problem = "rank 0 runs %s, but %s%s. Start all ranks with the same Python and the same options." % (
                 version,
-                "; ".join(differing[:3]),
+                ", ".join(differing[:3]),
                 " and %d more differ" % (len(differing) - 3) if len(differing) > 3 else "",
             )
             problem = problem.encode()

@@ -116,7 +116,9 @@ def run(program, argv, session):
         if program.kind in ("module", "folder"):
             import runpy
 
-            runpy._run_module_as_main(program.target if program.kind == "module" else "__main__", program.kind == "module")
+            runpy._run_module_as_main(
+                program.target if program.kind == "module" else "__main__", program.kind == "module"
+            )
         else:
             if program.kind == "script":
                 main["__loader__"] = SourceFileLoader("__main__", program.target)

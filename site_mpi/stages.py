@@ -51,15 +51,11 @@ class Start:
         self.open_store()
         made = None
         if session.is_root():
-            from mpiimport.forecast import Forecast
-
             made = session.new_opening()
             file = getattr(sys.modules["__main__"], "__file__", None)
             if file is not None and session.forecasts():
-                forecast = Forecast(made)
-                with io.open_code(os.path.abspath(file)) as source:
-                    forecast.follow_code(compile(source.read(), file, "exec", dont_inherit=True), "")
-                forecast.finish()
+                code = compile(read_code(os.path.abspath(file)), file, "exec", dont_inherit=True)
+                session.forecast(made, lambda forecast: forecast.follow_code(code, ""))
         session.broadcast_opening(made, "rank 0 to find and read what the program will import")
         session.begin_program()
 
@@ -97,12 +93,8 @@ class Start:
                 made.list_folder(folder)
             made.extra = record
             if session.forecasts():
-                from mpiimport.forecast import Forecast
-
-                forecast = Forecast(made)
-                forecast.follow_name("sitecustomize")
-                forecast.follow_name("usercustomize")
-                forecast.finish()
+                customs = ("sitecustomize", "usercustomize")
+                session.forecast(made, lambda forecast: [forecast.follow_name(name) for name in customs])
         made = session.broadcast_opening(made, "rank 0 to settle sys.path")
         if record is None:
             import site
@@ -129,29 +121,26 @@ class Start:
         prepared = program.prepare(kind, target)
         if prepared.status is not None or not self.session.forecasts():
             return prepared
-        from time import perf_counter
-
-        from mpiimport.forecast import Forecast
-
-        began = perf_counter()
         if prepared.path0 is not None:
             sys.path.insert(0, prepared.path0)
         try:
-            forecast = Forecast(made)
-            if prepared.code is not None:
-                forecast.follow_code(marshal.loads(prepared.code), "")
-            else:
-                forecast.follow_name("runpy")
-                name = prepared.target if kind == "module" else "__main__"
-                found = forecast.follow_name(name)
-                if found is not None and found.locations is not None:
-                    forecast.follow_name(name + ".__main__")
-            forecast.finish()
+            self.session.forecast(made, lambda forecast: follow_program(forecast, prepared))
         finally:
             if prepared.path0 is not None:
                 sys.path.remove(prepared.path0)
-        self.session.seconds["forecast"] = perf_counter() - began
         return prepared
+
+
+def follow_program(forecast, prepared):
+    """Foresee what this program may import."""
+    if prepared.code is not None:
+        forecast.follow_code(marshal.loads(prepared.code), "")
+        return
+    forecast.follow_name("runpy")
+    name = prepared.target if prepared.kind == "module" else "__main__"
+    found = forecast.follow_name(name)
+    if found is not None and found.locations is not None:
+        forecast.follow_name(name + ".__main__")
 
 
 def guarded(session, start):
