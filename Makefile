@@ -30,7 +30,7 @@ lint: $(VENV)/.built
 	$(IN_VENV)/ruff format --check
 	$(IN_VENV)/ruff check
 	$(IN_VENV)/mypy
-	$(IN_VENV)/python -m mypy.stubtest mpiimport._core --allowlist tests/stubtest.allow
+	$(IN_VENV)/python -Im mypy.stubtest mpiimport._core --allowlist tests/stubtest.allow
 
 bench: $(VENV)/.built $(MPIS:%=.mpi/%/.installed)
 	$(IN_VENV)/python benchmarks/operations.py

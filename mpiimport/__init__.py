@@ -9,6 +9,11 @@ import sys
 
 from mpiimport import session as _sessions
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 __all__ = [
     "after_import",
     "collective",
@@ -22,7 +27,7 @@ __all__ = [
 ]
 
 
-def install(**settings):
+def install(**settings: object) -> None:
     """Join the other ranks and take `PathFinder`'s place, in a program that plain Python started.
 
     Collective. What the program's file may import is foreseen and delivered. Settings are those of `python-mpi
@@ -34,7 +39,7 @@ def install(**settings):
 
     if _sessions.current is not None:
         _sessions.current.finder.install()
-        sys.mpiimport = sys.modules[__name__]
+        sys.mpiimport = sys.modules[__name__]  # type: ignore[attr-defined]
         return
     try:
         boot.install(settings)
@@ -42,21 +47,21 @@ def install(**settings):
         raise ValueError(str(cause)) from None
 
 
-def uninstall():
+def uninstall() -> None:
     """Give `PathFinder` its place back. What was imported stays. Not collective."""
     if _sessions.current is not None:
         _sessions.current.finder.uninstall()
         if getattr(sys, "mpiimport", None) is sys.modules[__name__]:
-            del sys.mpiimport
+            del sys.mpiimport  # type: ignore[attr-defined]
 
 
-def stop():
+def stop() -> None:
     """Make the imports of this rank local until `resume`. Not collective."""
     if _sessions.current is not None:
         _sessions.current.override.policy = "local"
 
 
-def resume():
+def resume() -> None:
     """Undo `stop`. Not collective."""
     if _sessions.current is not None:
         _sessions.current.override.policy = None
@@ -65,14 +70,14 @@ def resume():
 class _Policy:
     """A context manager in which this thread imports by another policy; it can be used with and without a call."""
 
-    def __init__(self, policy):
+    def __init__(self, policy: str) -> None:
         self._policy = policy
 
-    def __call__(self):
+    def __call__(self) -> "_Policy":
         """Return the context manager itself."""
         return self
 
-    def __enter__(self):
+    def __enter__(self) -> "_Policy":
         """Begin the block."""
         session = _sessions.current
         if session is not None:
@@ -81,7 +86,7 @@ class _Policy:
             override.policy = self._policy
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         """End the block; after the outermost collective one, what `after_import` was given runs."""
         session = _sessions.current
         if session is None:
@@ -97,10 +102,10 @@ disjoint = _Policy("local")
 """`with mpiimport.disjoint:` imports what only some ranks need, each rank for itself. Not collective."""
 
 collective = _Policy("lockstep")
-"""`with mpiimport.collective:` has all ranks import the same modules in the same order, found by the root. Collective."""
+"""`with mpiimport.collective:` has all ranks import the same modules in the same order. Collective."""
 
 
-def after_import(function):
+def after_import(function: "Callable[[], object]") -> None:
     """Call `function()` when the `collective` block around this is left, or now if there is none."""
     session = _sessions.current
     if session is not None and session.current_policy() == "lockstep":
@@ -109,7 +114,7 @@ def after_import(function):
         function()
 
 
-def deliver(*names):
+def deliver(*names: str) -> None:
     """Have the root find and read these modules, and what they may import, for all ranks. Collective.
 
     Afterwards any rank may import them, in any order. Raises ImportError, on every rank, for a name that is not found.
@@ -120,7 +125,7 @@ def deliver(*names):
     session.deliver(names)
 
 
-def stats():
+def stats() -> "dict[str, Any]":
     """Return what this rank did so far, as a dict. Not collective.
 
     `rank`, `size`, `host`, `policy`, `library`: this rank's place. `modules`: how many were answered by an `opening`,

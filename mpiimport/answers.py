@@ -9,6 +9,16 @@ import posix
 import sys
 from _frozen_importlib_external import ExtensionFileLoader, PathFinder, SourceFileLoader
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import CodeType
+    from typing import Optional
+
+    from typing_extensions import Buffer
+
+    Witness = tuple[str, Optional[int], Optional[int]]
+
 SOURCE = "source"
 EXTENSION = "extension"
 NAMESPACE = "namespace"
@@ -28,7 +38,15 @@ class Answer:
 
     __slots__ = ("code", "kind", "locations", "origin", "path", "witnesses")
 
-    def __init__(self, path, kind, origin=None, locations=None, code=None, witnesses=()):
+    def __init__(
+        self,
+        path: "list[str]",
+        kind: str,
+        origin: "str | None" = None,
+        locations: "list[str] | None" = None,
+        code: "bytes | memoryview | None" = None,
+        witnesses: "Sequence[Witness]" = (),
+    ) -> None:
         self.path = path
         self.kind = kind
         self.origin = origin
@@ -43,19 +61,19 @@ class CapturingLoader(SourceFileLoader):
     bytecode = None
     writes = True
 
-    def get_data(self, path):
+    def get_data(self, path: str) -> bytes:
         """Read a file; remember it if it is the bytecode."""
         data = super().get_data(path)
         self.bytecode = None if path == self.path else data
         return data
 
-    def set_data(self, path, data, *, _mode=0o666):
+    def set_data(self, path: str, data: "Buffer", *, _mode: int = 0o666) -> None:
         """Write the bytecode of what was just compiled, where this rank is the one to do so."""
         if self.writes:
             super().set_data(path, data, _mode=_mode)
 
 
-def searched(path):
+def searched(path: "Sequence[str] | None") -> "list[str]":
     """Return the folders that an import searches: `path`, or `sys.path` for None, relative entries made absolute."""
     entries = sys.path if path is None else path
     for entry in entries:
@@ -70,7 +88,9 @@ def searched(path):
     ]
 
 
-def ask(fullname, path, stable, *, writes_bytecode):
+def ask(
+    fullname: str, path: "Sequence[str] | None", stable: "tuple[str, ...]", *, writes_bytecode: bool
+) -> "tuple[Answer, CodeType | None]":
     """Ask the real machinery. Return (answer, code object or None).
 
     `path` is None for a top-level module, else the parent's `__path__`. `stable` is the environment's folders, as a
@@ -88,7 +108,7 @@ def ask(fullname, path, stable, *, writes_bytecode):
     origin = spec.origin
     if type(spec.loader) is ExtensionFileLoader:
         return Answer(folders, EXTENSION, origin, locations, None, witnesses(folders, origin, stable)), None
-    if type(spec.loader) is not SourceFileLoader:
+    if type(spec.loader) is not SourceFileLoader or origin is None:
         return Answer(folders, LOCAL), None
     loader = CapturingLoader(fullname, origin)
     loader.writes = writes_bytecode
@@ -100,14 +120,14 @@ def ask(fullname, path, stable, *, writes_bytecode):
     return Answer(folders, SOURCE, origin, locations, captured, witnesses(folders, origin, stable)), code
 
 
-def witnesses(folders, origin, stable):
+def witnesses(folders: "list[str]", origin: "str | None", stable: "tuple[str, ...]") -> "tuple[Witness, ...]":
     """Return what the answer rests on: see `Answer`."""
     home = None
     if origin is not None:
         home = origin.rpartition("/")[0]
         if home not in folders:
             home = home.rpartition("/")[0]
-    found = []
+    found: list[Witness] = []
     for folder in folders:
         if type(folder) is str and not (folder + "/").startswith(stable) and sys.path_importer_cache.get(folder):
             found.append((folder, modified(folder), None))
@@ -118,7 +138,7 @@ def witnesses(folders, origin, stable):
     return tuple(found)
 
 
-def modified(path):
+def modified(path: str) -> "int | None":
     """Return a path's modification time in ns, or None."""
     try:
         return posix.stat(path).st_mtime_ns
@@ -126,7 +146,7 @@ def modified(path):
         return None
 
 
-def modified_and_size(path):
+def modified_and_size(path: str) -> "tuple[int | None, int | None]":
     """Return a path's modification time in ns and its size in bytes, or two times None."""
     try:
         status = posix.stat(path)
@@ -135,7 +155,7 @@ def modified_and_size(path):
     return status.st_mtime_ns, status.st_size
 
 
-def holds(answer, fullname):
+def holds(answer: Answer, fullname: str) -> bool:
     """Whether the files and folders that the answer rests on still give it, as `FileFinder` would say."""
     for path, mtime_ns, size_bytes in answer.witnesses:
         if size_bytes is not None:
@@ -143,7 +163,7 @@ def holds(answer, fullname):
                 return False
         elif modified(path) != mtime_ns:
             # Something was written there. Whether it matters to this name, the folder's own finder knows.
-            finder = PathFinder._path_importer_cache(path)
+            finder = PathFinder._path_importer_cache(path)  # type: ignore[attr-defined]
             spec = finder.find_spec(fullname) if finder is not None else None
             if (spec.origin if spec is not None else None) != (
                 answer.origin if is_home(path, answer.origin) else None
@@ -152,7 +172,7 @@ def holds(answer, fullname):
     return True
 
 
-def is_home(folder, origin):
+def is_home(folder: str, origin: "str | None") -> bool:
     """Whether a module with this origin was found in this folder, as a file or as a package."""
     if origin is None:
         return False

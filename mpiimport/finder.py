@@ -2,7 +2,7 @@
 
 import sys
 from _frozen_importlib import ModuleSpec
-from _frozen_importlib_external import (
+from _frozen_importlib_external import (  # type: ignore[attr-defined]
     ExtensionFileLoader,
     PathFinder,
     SourceFileLoader,
@@ -15,6 +15,16 @@ from mpiimport import answers, handoff, lockstep
 from mpiimport.answers import EXTENSION, LOCAL, MISSING, NAMESPACE, SOURCE
 from mpiimport.loader import DeliveredLoader
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from types import ModuleType
+    from typing import Any
+
+    from mpiimport.answers import Answer
+    from mpiimport.opening import Opening
+    from mpiimport.session import Session
+
 
 class Finder:
     """A meta-path finder that knows the answers to most questions already.
@@ -23,30 +33,32 @@ class Finder:
     waits for a rank of another host, the policy `lockstep` aside.
     """
 
-    def __init__(self, session):
+    def __init__(self, session: "Session") -> None:
         self.session = session
-        self.openings = []
-        self.path_hooks = None
+        self.openings: list[Opening] = []
+        self.path_hooks: list[Any] | None = None
         self.confirms_missing = False
-        self.recorded = None
-        self.busy = set()
+        self.recorded: dict[str, Answer] | None = None
+        self.busy: set[int] = set()
         self.counts = {"opening": 0, "missing": 0, "node": 0, "lockstep": 0, "local": 0}
-        self.missed = []
+        self.missed: list[str] = []
         self.extensions = 0
         self.sources_read = 0
 
-    def install(self):
+    def install(self) -> None:
         """Take `PathFinder`'s place."""
         if self not in sys.meta_path:
             where = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)
             sys.meta_path[where : where + 1] = [self]
 
-    def uninstall(self):
+    def uninstall(self) -> None:
         """Give `PathFinder` its place back."""
         if self in sys.meta_path:
             sys.meta_path[sys.meta_path.index(self)] = PathFinder
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(
+        self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
         """Return the spec of a module, as `PathFinder.find_spec` would, or None."""
         policy = self.session.current_policy()
         ident = get_ident()
@@ -64,7 +76,7 @@ class Finder:
         spec = self.spec(fullname, path, answer)
         return handoff.prepare(self, spec, path) if fullname == "mpi4py.MPI" else spec
 
-    def ask(self, fullname, path, policy):
+    def ask(self, fullname: str, path: "Sequence[str] | None", policy: str) -> "tuple[Answer, str]":
         """Return (answer, how it was found)."""
         session = self.session
         hooked = self.path_hooks is not None and sys.path_hooks != self.path_hooks
@@ -88,39 +100,37 @@ class Finder:
             self.recorded[fullname] = answer
         return answer, "node" if shared else "local"
 
-    def spec(self, fullname, path, answer):
+    def spec(self, fullname: str, path: "Sequence[str] | None", answer: "Answer") -> "ModuleSpec | None":
         """Return the spec that the answer stands for."""
-        kind = answer.kind
+        kind, origin, locations = answer.kind, answer.origin, answer.locations
         if kind == MISSING:
             return None
-        if kind == SOURCE:
-            origin = answer.origin
+        if kind == SOURCE and origin is not None:
             code = answer.code
             loader = DeliveredLoader(fullname, origin, code) if code is not None else SourceFileLoader(fullname, origin)
-            locations = answer.locations
             return spec_from_file_location(
                 fullname,
                 origin,
                 loader=loader,
                 submodule_search_locations=None if locations is None else list(locations),
             )
-        if kind == EXTENSION:
+        if kind == EXTENSION and origin is not None:
             self.extensions += 1
-            origin = answer.origin
             return spec_from_file_location(
                 fullname,
                 origin,
                 loader=ExtensionFileLoader(fullname, origin),
-                submodule_search_locations=None if answer.locations is None else list(answer.locations),
+                submodule_search_locations=None if locations is None else list(locations),
             )
         if kind == NAMESPACE:
             spec = ModuleSpec(fullname, None, is_package=True)
-            spec.submodule_search_locations = _NamespacePath(fullname, list(answer.locations), PathFinder._get_spec)
+            portions = list(answer.locations or ())
+            spec.submodule_search_locations = _NamespacePath(fullname, portions, PathFinder._get_spec)  # type: ignore[attr-defined]
             return spec
         assert kind == LOCAL, kind
         return PathFinder.find_spec(fullname, path)
 
-    def tell(self, fullname, how, answer):
+    def tell(self, fullname: str, how: str, answer: "Answer | None") -> None:
         """Count how a module was found, and say it if asked to."""
         if answer is not None and answer.kind == MISSING:
             self.counts["missing"] += 1
@@ -140,11 +150,11 @@ class Finder:
                 )
             )
 
-    def invalidate_caches(self):
+    def invalidate_caches(self) -> None:
         """From now on, what an opening does not have is looked for."""
         self.confirms_missing = True
         PathFinder.invalidate_caches()
 
-    def find_distributions(self, *arguments, **keywords):
+    def find_distributions(self, *arguments: "Any", **keywords: "Any") -> "Iterable[Any]":
         """Find the metadata of installed distributions, for `importlib.metadata`."""
         return PathFinder.find_distributions(*arguments, **keywords)

@@ -7,6 +7,13 @@ from time import perf_counter
 
 from mpiimport import answers, scan
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import CodeType
+
+    from mpiimport.answers import Answer
+    from mpiimport.opening import Opening
+
 
 class Forecast:
     """Adds to an opening what code may import, function bodies included, and what that may import in turn.
@@ -14,15 +21,15 @@ class Forecast:
     Other ranks wait meanwhile, so it stops after `limit_s` seconds; what it did not come to is missed.
     """
 
-    def __init__(self, opening, limit_s):
+    def __init__(self, opening: "Opening", limit_s: float) -> None:
         self.opening = opening
         self.began = perf_counter()
         self.limit_s = limit_s
         self.stopped = False
-        self.visited = {}
-        self.waiting = []
+        self.visited: dict[str, Answer | None] = {}
+        self.waiting: list[tuple[str, str]] = []
 
-    def follow_code(self, code, package):
+    def follow_code(self, code: "CodeType", package: str) -> None:
         """Follow the import statements of a code object that runs inside `package` ("" for none)."""
         for name, fromlist, level in scan.imports_of(code):
             base = name
@@ -38,7 +45,7 @@ class Forecast:
                 if attribute != "*" and type(attribute) is str:
                     self.waiting.append((base, attribute))
 
-    def follow_name(self, fullname):
+    def follow_name(self, fullname: str) -> "Answer | None":
         """Foresee the import of a module and of the packages it is in. Return its answer, or None if it has none."""
         if fullname in self.visited:
             return self.visited[fullname]
@@ -75,14 +82,14 @@ class Forecast:
             self.follow_code(code, fullname if answer.locations is not None else parent)
         return answer
 
-    def follow_root(self, fullname):
+    def follow_root(self, fullname: str) -> bool:
         """Foresee the import of a module that is asked for by name. Return whether it exists."""
         answer = self.follow_name(fullname)
         if answer is None:
             return fullname in sys.modules or bool(BuiltinImporter.find_spec(fullname)) or _imp.is_frozen(fullname)
         return answer.kind != answers.MISSING
 
-    def finish(self):
+    def finish(self) -> None:
         """Follow what `from package import name` may mean: `name` may be a module of the package."""
         while self.waiting and not self.stopped:
             base, attribute = self.waiting.pop()

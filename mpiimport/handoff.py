@@ -3,13 +3,25 @@
 import os
 import sys
 
+from mpiimport import _core
 
-def prepare(finder, spec, path):
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+    from mpiimport.finder import Finder
+    from site_mpi.boot import Place
+
+
+def prepare(finder: "Finder", spec: "ModuleSpec | None", path: "Sequence[str] | None") -> "ModuleSpec | None":
     """Return the spec of `mpi4py.MPI`: of this finder, else of the finders after it (mpi4py has one of its own)."""
     place = finder.session.place
     if place is None:
         return spec
-    abi = sys.modules.get("mpi4py._mpiabi")
+    abi: Any = sys.modules.get("mpi4py._mpiabi")
     if hasattr(abi, "LIBMPI"):
         if abi.LIBMPI is None:
             abi.LIBMPI = place["library"]
@@ -23,23 +35,24 @@ def prepare(finder, spec, path):
                 break
         else:
             return None
-    execute = spec.loader.exec_module
+    loader: Any = spec.loader
+    execute = loader.exec_module
 
-    def exec_module(module):
+    def exec_module(module: "ModuleType") -> None:
         refuse_other_library(spec.origin, place)
         execute(module)
         check_world(module, place)
         let_initialise(module)
 
-    spec.loader.exec_module = exec_module
+    loader.exec_module = exec_module
     return spec
 
 
-def refuse_other_library(origin, place):
+def refuse_other_library(origin: "str | None", place: "Place") -> None:
     """Raise ImportError if this extension module is linked to another MPI library than the one in use."""
     if origin is None or ".mpich." in origin or ".openmpi." in origin:
         return  # the wheels' modules bind to what is loaded
-    needed, _ = sys.modules["mpiimport._core"].needed(origin)
+    needed, _ = _core.needed(origin)
     loaded = place["library"].rpartition("/")[2]
     linked = [name for name in needed if name.startswith("libmpi") and ".so" in name]
     if linked and not any(loaded == name or loaded.startswith(name + ".") for name in linked):
@@ -51,7 +64,7 @@ def refuse_other_library(origin, place):
         )
 
 
-def check_world(module, place):
+def check_world(module: "Any", place: "Place") -> None:
     """Raise ImportError if mpi4py does not see the world that we see: it would be on another library."""
     if not module.Is_initialized() or (not module.Is_finalized() and module.COMM_WORLD.Get_size() != place["size"]):
         raise ImportError(
@@ -62,23 +75,23 @@ def check_world(module, place):
         )
 
 
-def let_initialise(module):
+def let_initialise(module: "Any") -> None:
     """Let a program that set `mpi4py.rc.initialize = False` call MPI.Init once: MPI runs already."""
     rc = sys.modules.get("mpi4py.rc") or sys.modules["mpi4py"].rc
     if rc.initialize:
         return
     init, init_thread = module.Init, module.Init_thread
 
-    def restore():
+    def restore() -> None:
         module.Init, module.Init_thread = init, init_thread
 
-    def first_init():
+    def first_init() -> None:
         """Initialize the MPI execution environment."""
         restore()
 
-    def first_init_thread(required=module.THREAD_MULTIPLE):  # noqa: ARG001
+    def first_init_thread(required: int = module.THREAD_MULTIPLE) -> int:  # noqa: ARG001
         """Initialize the MPI execution environment, and return the level of thread support."""
         restore()
-        return module.Query_thread()
+        return int(module.Query_thread())
 
     module.Init, module.Init_thread = first_init, first_init_thread

@@ -7,19 +7,23 @@ does not come at all is named by those that wait.
 
 import _imp
 import marshal
-import sys
 
-from mpiimport import answers
+from mpiimport import _core, answers
 from mpiimport.answers import Answer
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def ask(session, fullname, path):
+    from mpiimport.session import Session
+
+
+def ask(session: "Session", fullname: str, path: "Sequence[str] | None") -> Answer:
     """Have the root find the answer for all. Collective. Raises ImportError where ranks ask different questions."""
-    core = sys.modules["mpiimport._core"]
     what = "every rank to import `%s` (policy lockstep)" % fullname
     name = fullname.encode("utf-8", "surrogatepass")
     mine = _imp.source_hash(0, name) + name[:120].ljust(120)
-    everyone = core.gather(mine, what)
+    everyone = _core.gather(mine, what)
     message = None
     if everyone is not None:
         differing = [rank for rank, one in enumerate(everyone) if one != mine]
@@ -30,7 +34,7 @@ def ask(session, fullname, path):
             found = session.misses.ask_here(fullname, path)
             code = None if found.code is None else bytes(found.code)
             message = marshal.dumps((True, found.path, found.kind, found.origin, found.locations, code))
-    message = core.broadcast(message, what)
+    message = _core.broadcast(message, what)
     session.broadcast_bytes += len(message)
     agreed, *fields = marshal.loads(message)
     if not agreed:

@@ -11,6 +11,10 @@ from _frozen_importlib_external import FileFinder, PathFinder
 from mpiimport import answers
 from mpiimport.answers import Answer
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 class Opening:
     """Answers by full name, and the folders whose every importable name is known.
@@ -19,20 +23,22 @@ class Opening:
     is not there. `changing` maps folders outside the environment to their modification times in ns.
     """
 
-    def __init__(self, stable):
+    def __init__(self, stable: "tuple[str, ...]") -> None:
         self.stable = stable
-        self.answers = {}
-        self.listings = {}
-        self.changing = {}
-        self.extra = None
+        self.answers: dict[str, Answer] = {}
+        self.listings: dict[str, frozenset[str] | None] = {}
+        self.changing: dict[str, int] = {}
+        self.extra: Any = None
         self.size_bytes = 0
 
-    def list_folder(self, folder):
+    def list_folder(self, folder: str) -> "frozenset[str] | None":
         """Return the first parts of the names in a folder; empty for one that does not exist, None where unknown."""
         if folder in self.listings:
             return self.listings[folder]
         stems = None
-        importer = PathFinder._path_importer_cache(folder) if type(folder) is str else False
+        importer: object = False  # something that only its own finder can list
+        if type(folder) is str:
+            importer = PathFinder._path_importer_cache(folder)  # type: ignore[attr-defined]
         if importer is None or type(importer) is FileFinder:
             try:
                 if not (folder + "/").startswith(self.stable):
@@ -45,7 +51,7 @@ class Opening:
         self.listings[folder] = stems
         return stems
 
-    def answer(self, fullname, folders):
+    def answer(self, fullname: str, folders: "list[str]") -> "Answer | None":
         """Return the answer to a question, or None if the opening does not know it."""
         found = self.answers.get(fullname)
         if found is not None and found.path == folders:
@@ -63,7 +69,7 @@ class Opening:
                 return None
         return missing
 
-    def pack(self, *, with_code=True):
+    def pack(self, *, with_code: bool = True) -> bytes:
         """Return the message; without the code of modules if every rank is to read that itself."""
         index = []
         codes = []
@@ -80,7 +86,7 @@ class Opening:
         return message
 
 
-def unpack(message):
+def unpack(message: "bytes | memoryview") -> Opening:
     """Return the opening that `pack` made into this message."""
     view = memoryview(message)
     start = 8 + int.from_bytes(view[:8], "little")
@@ -97,7 +103,7 @@ def unpack(message):
     return opening
 
 
-def is_file(path):
+def is_file(path: str) -> bool:
     """Whether there is something at this path that is no folder: an archive."""
     try:
         posix.stat(path)

@@ -5,6 +5,12 @@ Only the root needs this, so it is not delivered: `opcode` is a module of the st
 
 import opcode
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import CodeType
+    from typing import Any
+
 _IMPORT_NAME = opcode.opmap["IMPORT_NAME"]
 _LOAD_CONST = opcode.opmap["LOAD_CONST"]
 _LOAD_SMALL_INT = opcode.opmap.get("LOAD_SMALL_INT")  # from 3.14 on, for the level
@@ -13,7 +19,7 @@ _COMMON_CONSTANTS = getattr(opcode, "_common_constants", ())
 _EXTENDED_ARG = opcode.EXTENDED_ARG
 
 
-def _instruction(bytecode, end):
+def _instruction(bytecode: bytes, end: int) -> "tuple[int, int, int]":
     """Decode the instruction that ends at the offset `end`: operation, argument, offset of its first byte."""
     start = end - 2
     operation = bytecode[start]
@@ -26,7 +32,7 @@ def _instruction(bytecode, end):
     return operation, argument, start
 
 
-def _flag_bits():
+def _flag_bits() -> int:
     """Return how many low bits of IMPORT_NAME's argument say lazy or eager (PEP 810): none before 3.15.
 
     In the sample, `b` is name 1: the highest bit of the last import's argument is the lowest of the name.
@@ -39,7 +45,7 @@ def _flag_bits():
 _FLAG_BITS = _flag_bits()
 
 
-def imports_of(code):
+def imports_of(code: "CodeType") -> "Iterator[tuple[str, tuple[str, ...] | None, int]]":
     """Yield (name, fromlist or None, level) of each import statement in `code` and in the code nested in it."""
     code_type = type(code)
     pending = [code]
@@ -55,7 +61,7 @@ def imports_of(code):
             # Instructions are two bytes wide and inline caches are zero in co_code: an even offset is an operation.
             if not at & 1:
                 _, argument, start = _instruction(bytecode, at + 2)
-                operands = []
+                operands: list[Any] = []
                 while len(operands) < 2 and start >= 2:
                     operation, operand, start = _instruction(bytecode, start)
                     if operation == _LOAD_CONST:

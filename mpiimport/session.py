@@ -4,52 +4,61 @@ import sys
 from _thread import _local
 from time import perf_counter
 
-from mpiimport import opening
+from mpiimport import _core, opening
 from mpiimport.finder import Finder
 from mpiimport.misses import Misses
 
-current = None
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any, TypeVar
+
+    from mpiimport.forecast import Forecast
+    from site_mpi.boot import Place, Settings
+
+    T = TypeVar("T")
+
+current: "Session | None" = None
 """The session of this process, or None."""
 
 
 class Session:
     """What one rank knows. `place` is what `site_mpi.boot.connect` returned: a dict, or None for a single process."""
 
-    def __init__(self, settings, place):
+    def __init__(self, settings: "Settings", place: "Place | None") -> None:
         self.settings = settings
         self.place = place
         self.policy = "opening" if place is not None else "local"
         self.override = _local()
         self.broadcast_bytes = 0
-        self.seconds = {}
+        self.seconds: dict[str, float] = {}
         self.verbose = settings.verbose > 1 or (settings.verbose > 0 and self.is_root())
         self.finder = Finder(self)
-        self.misses = None
         self.set_stable(())
 
-    def is_root(self):
+    def is_root(self) -> bool:
         """Whether this rank finds and reads for all."""
         return self.place is None or self.place["rank"] == 0
 
-    def is_connected(self):
+    def is_connected(self) -> bool:
         """Whether MPI may be spoken."""
-        return self.place is not None and sys.modules["mpiimport._core"].is_active()
+        return self.place is not None and _core.is_active()
 
-    def current_policy(self):
+    def current_policy(self) -> str:
         """Return the policy that holds in this thread."""
         return getattr(self.override, "policy", None) or self.policy
 
-    def forecasts(self):
+    def forecasts(self) -> bool:
         """Whether openings are made of what will be imported."""
         return self.place is not None and self.settings.policy in ("opening", "locate")
 
-    def begin_program(self):
+    def begin_program(self) -> None:
         """From now on the program imports: by the policy that the user chose."""
         if self.place is not None:
             self.policy = self.settings.policy
         self.finder.path_hooks = list(sys.path_hooks)
 
-    def set_stable(self, folders):
+    def set_stable(self, folders: "Iterable[str]") -> None:
         """Set the folders whose modules do not change during a run, and with them how misses are asked."""
         chosen = [folder for folder in self.settings.stable.split(":") if folder]
         self.stable = tuple(
@@ -58,11 +67,11 @@ class Session:
         shares = self.place is not None and self.place["local_size"] > 1
         self.misses = Misses(self.stable, shares=shares, writes_bytecode=self.is_root())
 
-    def new_opening(self):
+    def new_opening(self) -> "opening.Opening":
         """Return an empty opening."""
         return opening.Opening(self.stable)
 
-    def forecast(self, made, follow):
+    def forecast(self, made: "opening.Opening", follow: "Callable[[Forecast], T]") -> "T":
         """Add to an opening what `follow`, called with a `Forecast`, may lead to. Return what `follow` returns."""
         from mpiimport.forecast import Forecast
 
@@ -73,28 +82,28 @@ class Session:
         self.seconds["forecast"] = self.seconds.get("forecast", 0.0) + seconds
         if forecast.stopped:
             self.say_always(
-                "the forecast was stopped after %.0f s; modules it did not come to are searched by each host. Delivering "
-                "them needs a larger --timeout." % seconds
+                "the forecast was stopped after %.0f s; each host searches for the modules it did not come to. A "
+                "larger --timeout delivers them." % seconds
             )
         return result
 
-    def broadcast_opening(self, made, what):
+    def broadcast_opening(self, made: "opening.Opening | None", what: str) -> "opening.Opening":
         """Give every rank the opening that the root made; the root passes it, the others None. Collective.
 
         Return the opening. Raises RuntimeError with the root's message if the root could not make it.
         """
         if self.place is None:
+            assert made is not None, "a process without other ranks is its own root"
             return made
-        core = sys.modules["mpiimport._core"]
         message = made.pack(with_code=self.settings.policy != "locate") if made is not None else None
-        received = core.broadcast_shared(message, what)
+        received = _core.broadcast_shared(message, what)
         self.broadcast_bytes += len(received)
         if made is None:
             made = opening.unpack(received)
         self.finder.openings.insert(0, made)
         return made
 
-    def deliver(self, names):
+    def deliver(self, names: "tuple[str, ...]") -> None:
         """Do what `mpiimport.deliver` does. Collective."""
         what = "rank 0 to find and read `%s`" % "`, `".join(names)
         made = None
@@ -107,19 +116,19 @@ class Session:
         if made.extra:
             raise ModuleNotFoundError("No module named %r" % made.extra[0], name=made.extra[0])
 
-    def say_always(self, message):
+    def say_always(self, message: str) -> None:
         """Write a line of ours to standard error."""
         sys.stderr.write("mpiimport: %s\n" % message)
         sys.stderr.flush()
 
-    def say(self, message):
+    def say(self, message: str) -> None:
         """Write a line to standard error, with the rank and host where several ranks speak."""
         where = ""
         if self.place is not None and self.settings.verbose > 1:
             where = "rank %d on %s: " % (self.place["rank"], self.place["host"])
         sys.stderr.write("mpiimport: %s%s\n" % (where, message))
 
-    def stats(self):
+    def stats(self) -> "dict[str, Any]":
         """Return what this rank did so far; see `mpiimport.stats`."""
         finder = self.finder
         return {

@@ -8,8 +8,17 @@ import _imp
 import marshal
 import posix
 import sys
-from _frozen_importlib import ModuleSpec, _load
+from _frozen_importlib import ModuleSpec, _load  # type: ignore[attr-defined]
 from _frozen_importlib_external import SourceFileLoader, spec_from_file_location
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+    from typing import Any, NoReturn, Optional
+
+    Place = dict[str, Any]
+    OwnModule = tuple[str, str, Optional[list[str]], bytes]
 
 PACKAGE = (
     "mpiimport",
@@ -95,7 +104,24 @@ class UsageError(Exception):
 class Settings:
     """What the user chose: options of `python-mpi`, else `MPIIMPORT_*` variables, else defaults. Read once."""
 
-    def __init__(self, **chosen):
+    abort_on_exit: int
+    command: "str | None"
+    debug: int
+    help: int
+    implementation: "str | None"
+    libmpi: "str | None"
+    local: int
+    module: "str | None"
+    policy: str
+    require: int
+    stable: str
+    thread_level: "str | None"
+    timeout: str
+    tmpdir: "str | None"
+    verbose: int
+    version: int
+
+    def __init__(self, **chosen: "Any") -> None:
         for option, _, value_name, default, _ in OPTIONS:
             name = option.replace("-", "_")
             value = chosen.pop(name, None)
@@ -124,21 +150,21 @@ class Settings:
             self.policy = "local"
 
 
-def environment(name):
+def environment(name: str) -> "str | None":
     """Return a variable of the environment, or None; `os` is not there yet."""
     value = posix.environ.get(name.encode())
     return None if value is None else value.decode("utf-8", "surrogateescape")
 
 
-def parse(arguments, *, settings=None):
+def parse(arguments: "Sequence[str]", *, settings: "Settings | None" = None) -> "tuple[Settings, list[str]]":
     """Split the arguments of `python-mpi` into (settings, what is left: the program and its arguments).
 
     With `settings`, the arguments are those of `python -S` instead: only the program is looked for.
     """
-    chosen = {}
+    chosen: dict[str, Any] = {}
     arguments = list(arguments)
 
-    def take(option, value):
+    def take(option: "tuple[Any, ...]", value: "str | None") -> bool:
         name, _, value_name, default, _ = option
         name = name.replace("-", "_")
         if value_name is None:
@@ -151,7 +177,7 @@ def parse(arguments, *, settings=None):
                     raise UsageError("--%s needs a value: %s" % (option[0], value_name))
                 value = arguments.pop(0)
             chosen[name] = value
-        return name in ("command", "module")
+        return bool(name in ("command", "module"))
 
     ended = False
     while arguments and not ended and arguments[0][:1] == "-" and arguments[0] != "-":
@@ -185,7 +211,7 @@ def parse(arguments, *, settings=None):
     return Settings(**chosen), arguments
 
 
-def usage():
+def usage() -> str:
     """Return the text of `--help`."""
     lines = ["usage: python-mpi [option] ... [-c code | -m module | script | -] [argument] ...", "", "options:"]
     for name, short, value_name, _, text in OPTIONS:
@@ -199,7 +225,7 @@ def usage():
     return "\n".join(lines) + "\n"
 
 
-def launcher():
+def launcher() -> "tuple[str, int | None, str | None] | None":
     """Say who started this process: (variable, number of ranks or None, family of MPI libraries or None), or None."""
     for rank, size, family in LAUNCHERS:
         if environment(rank) is not None:
@@ -212,27 +238,27 @@ def launcher():
     return None
 
 
-def is_first():
+def is_first() -> bool:
     """Whether this process is rank 0, as far as the environment tells: it speaks for all."""
     return all(environment(name) in (None, "0") for name in RANKS) and (
         environment("SLURM_STEP_NUM_TASKS") is None or environment("SLURM_PROCID") in (None, "0")
     )
 
 
-def is_first_on_host():
+def is_first_on_host() -> bool:
     """Whether this process speaks for its host, as far as the environment tells."""
     locals_ = [environment(name) for name in LOCAL_RANKS]
     known = [rank for rank in locals_ if rank is not None]
     return all(rank == "0" for rank in known) if known else is_first()
 
 
-def say(message):
+def say(message: str) -> None:
     """Write a message of ours to standard error."""
     sys.stderr.write("mpiimport: %s\n" % message)
     sys.stderr.flush()
 
 
-def libmpi_candidates(settings, folder):
+def libmpi_candidates(settings: Settings, folder: str) -> "list[str]":
     """List where libmpi may be, in the order in which mpi4py searches; `folder` is where mpiimport is installed."""
     chosen = settings.libmpi or environment("MPI4PY_LIBMPI")
     if chosen:
@@ -262,7 +288,7 @@ def libmpi_candidates(settings, folder):
     return candidates + names + (["libmpich.so.12"] if family in ("", "mpich") else [])
 
 
-def thread_level(settings):
+def thread_level(settings: Settings) -> int:
     """Return the thread level to ask for, 0 to 3: our setting, else what mpi4py would ask for."""
     name = settings.thread_level
     if name is None:
@@ -276,7 +302,7 @@ def thread_level(settings):
     return levels.index(name)
 
 
-def load_core(folder):
+def load_core(folder: str) -> "Any":
     """Load the Rust core by its full path, without a search."""
     core = sys.modules.get("mpiimport._core")
     if core is None:
@@ -284,7 +310,7 @@ def load_core(folder):
     return core
 
 
-def connect(settings, folder):
+def connect(settings: Settings, folder: str) -> "Place | None":
     """Join the other ranks. Return this rank's place in the job as a dict, or None where there is only this process.
 
     Collective. Raises UsageError where a setting is wrong, OSError where no library fits the launcher, RuntimeError
@@ -298,7 +324,7 @@ def connect(settings, folder):
             raise UsageError("no MPI launcher started this process, and MPIIMPORT_REQUIRE is set. Use mpiexec or srun.")
         return None
     variable, size, family = started_by
-    place = load_core(folder).connect(
+    place: Place = load_core(folder).connect(
         libmpi_candidates(settings, folder),
         make_global=settings.implementation is not None,
         launcher=settings.implementation or family,
@@ -316,15 +342,15 @@ def connect(settings, folder):
     return place
 
 
-def agree(place):
+def agree(place: "Place") -> None:
     """Make sure that every rank runs the same Python: code from one does not run on another. Collective."""
-    core = sys.modules["mpiimport._core"]
+    core: Any = sys.modules["mpiimport._core"]
     version = "Python %d.%d.%d" % sys.version_info[:3] + (" -" + "O" * sys.flags.optimize if sys.flags.optimize else "")
     mine = (
         version.encode()[:32].ljust(32) + place["host"].encode()[:64].ljust(64) + b"01"[place["local_rank"] == 0 :][:1]
     )
     everyone = core.gather(mine, "every rank to say which Python it runs")
-    problem = b""
+    problem = ""
     if everyone is not None:
         place["hosts"] = sum(one[96:97] == b"1" for one in everyone)
         differing = [
@@ -338,8 +364,7 @@ def agree(place):
                 ", ".join(differing[:3]),
                 " and %d more differ" % (len(differing) - 3) if len(differing) > 3 else "",
             )
-            problem = problem.encode()
-    problem = core.broadcast(problem, "rank 0 to compare the Pythons").decode()
+    problem = core.broadcast(problem.encode(), "rank 0 to compare the Pythons").decode()
     if problem:
         raise UsageError(problem)
 
@@ -347,32 +372,37 @@ def agree(place):
 class PackageFinder:
     """Finds the modules of mpiimport itself among what was delivered; in `sys.meta_path` only until they are loaded."""
 
-    def __init__(self, modules):
+    def __init__(self, modules: "list[OwnModule]") -> None:
         self.modules = {fullname: (origin, locations, code) for fullname, origin, locations, code in modules}
 
-    def find_spec(self, fullname, path=None, target=None):  # noqa: ARG002
+    def find_spec(
+        self,
+        fullname: str,
+        path: "Sequence[str] | None" = None,  # noqa: ARG002
+        target: "ModuleType | None" = None,  # noqa: ARG002
+    ) -> "ModuleSpec | None":
         """Return the spec of one of our modules, whose loader executes what was delivered."""
         if fullname not in self.modules:
             return None
         origin, locations, _ = self.modules[fullname]
-        spec = ModuleSpec(fullname, self, origin=origin, is_package=locations is not None)
+        spec = ModuleSpec(fullname, self, origin=origin, is_package=locations is not None)  # type: ignore[arg-type]
         spec.submodule_search_locations = locations
         spec.has_location = True
         return spec
 
-    def create_module(self, spec):  # noqa: ARG002
+    def create_module(self, spec: ModuleSpec) -> None:  # noqa: ARG002
         """Use the ordinary module type."""
         return
 
-    def exec_module(self, module):
+    def exec_module(self, module: "ModuleType") -> None:
         """Execute the delivered code and leave behind the loader that the file itself would have had."""
-        spec = module.__spec__
+        spec: Any = module.__spec__
         code = marshal.loads(self.modules[spec.name][2])
         spec.loader = module.__loader__ = SourceFileLoader(spec.name, spec.origin)
         exec(code, module.__dict__)
 
 
-def read_package(fullnames, folder):
+def read_package(fullnames: "tuple[str, ...]", folder: str) -> "list[OwnModule]":
     """Read modules of ours, as (fullname, origin, locations, marshalled code)."""
     modules = []
     for fullname in fullnames:
@@ -383,7 +413,7 @@ def read_package(fullnames, folder):
     return modules
 
 
-def load_package(place, folder):
+def load_package(place: "Place | None", folder: str) -> None:
     """Load the modules of ours that this rank needs; the root alone reads them. Collective."""
     if place is None:
         modules = read_package(PACKAGE + ROOT_PACKAGE, folder)
@@ -395,7 +425,7 @@ def load_package(place, folder):
     execute_package(modules)
 
 
-def execute_package(modules):
+def execute_package(modules: "list[OwnModule]") -> None:
     """Make modules of ours importable and import them."""
     finder = PackageFinder(modules)
     sys.meta_path.insert(0, finder)
@@ -406,9 +436,9 @@ def execute_package(modules):
         sys.meta_path.remove(finder)
 
 
-def end(status, message, *, speaks, aborts=True):
-    """End this process, and the job if it is connected and `aborts`; `speaks` says whether this rank gives the message."""
-    core = sys.modules.get("mpiimport._core")
+def end(status: int, message: str, *, speaks: bool, aborts: bool = True) -> "NoReturn":
+    """End this process, and the job if it is connected and `aborts`. If `speaks`, this rank gives the message."""
+    core: Any = sys.modules.get("mpiimport._core")
     active = aborts and core is not None and core.is_active()
     if not is_first() and active:
         import time
@@ -421,7 +451,7 @@ def end(status, message, *, speaks, aborts=True):
     sys.exit(status)
 
 
-def end_for(cause):
+def end_for(cause: Exception) -> "NoReturn":
     """End this process for an error that is said in one sentence, by as few ranks as can know of it."""
     if type(cause) is UsageError:  # the same on every rank
         end(2, str(cause), speaks=is_first())
@@ -431,12 +461,12 @@ def end_for(cause):
         end(1, str(cause), speaks=True)
 
 
-def own_folder():
+def own_folder() -> str:
     """Return the folder that mpiimport and site_mpi are installed in."""
     return __file__.rpartition("/")[0].rpartition("/")[0]
 
 
-def main():
+def main() -> None:
     """Do what `python-mpi` is asked to do."""
     main_module = sys.modules["__main__"].__dict__
     for name in [name for name in main_module if not name.startswith("__")]:
@@ -463,14 +493,14 @@ def main():
     stages.Start(settings, place).run_program(rest, arguments)
 
 
-def pop_path0():
+def pop_path0() -> "list[str]":
     """Take from `sys.path` what Python put before it for the program: `site` does not see it yet. Return it, a list."""
     if sys.flags.isolated or getattr(sys.flags, "safe_path", False):
         return []
     return [sys.path.pop(0)]
 
 
-def run_plain(settings, rest, arguments, folder):
+def run_plain(settings: Settings, rest: "list[str]", arguments: "list[str]", folder: str) -> None:
     """Do what plain Python does: there is nobody to share with."""
     execute_package(read_package(PLAIN_PACKAGE, folder))
     run_site(folder)
@@ -481,7 +511,7 @@ def run_plain(settings, rest, arguments, folder):
     program.run(program.prepare(kind, target), argv, None)
 
 
-def run_site(folder):
+def run_site(folder: str) -> None:
     """Run the real `site`, as if Python had been started without `-S`."""
     import site
 
@@ -489,7 +519,7 @@ def run_site(folder):
     site.main()
 
 
-def start_here():
+def start_here() -> None:
     """Start mpiimport for the program that has just imported `site_mpi` under `python -S`. Collective."""
     folder = own_folder()
     path0 = pop_path0()
@@ -509,7 +539,7 @@ def start_here():
     stages.Start(settings, place).start_here(asked, rest, path0)
 
 
-def command_line():
+def command_line() -> "list[str]":
     """Return the command line of this process, Python's own options included."""
     if hasattr(sys, "orig_argv"):
         return sys.orig_argv
@@ -517,7 +547,7 @@ def command_line():
         return file.read().decode("utf-8", "surrogateescape").split("\0")[:-1]
 
 
-def install(chosen):
+def install(chosen: "dict[str, object]") -> None:
     """Do what `mpiimport.install` does, in a process whose `site` has run. Collective."""
     settings = Settings(**chosen)
     place = connect(settings, own_folder())

@@ -4,6 +4,14 @@ import marshal
 import sys
 from _frozen_importlib_external import SourceFileLoader
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any, NoReturn
+
+    from mpiimport.session import Session
+    from site_mpi.boot import Settings
+
 GRACE_S = 5.0
 """How long threads and exit functions of a program that failed may take before the job is ended all the same."""
 
@@ -14,7 +22,15 @@ class Program:
     `status` is set instead, where the program cannot be started: every rank exits with it.
     """
 
-    def __init__(self, kind, target, path0, code=None, status=None, source=None):
+    def __init__(
+        self,
+        kind: str,
+        target: str,
+        path0: "str | None",
+        code: "bytes | None" = None,
+        status: "int | None" = None,
+        source: str = "",
+    ) -> None:
         self.kind = kind
         self.target = target
         self.path0 = path0
@@ -22,29 +38,29 @@ class Program:
         self.status = status
         self.source = source
 
-    def pack(self):
+    def pack(self) -> "tuple[Any, ...]":
         """Return the program as what `marshal` can carry."""
         return (self.kind, self.target, self.path0, self.code, self.status, self.source)
 
 
-def describe(settings, rest):
+def describe(settings: "Settings", rest: "list[str]") -> "tuple[str, str, list[str]]":
     """Return (kind, target, sys.argv) of what the command line asks for."""
     if settings.command is not None:
         return "command", settings.command, ["-c", *rest]
     if settings.module is not None:
         return "module", settings.module, ["-m", *rest]
     if not rest or rest[0] == "-":
-        return "stdin", None, rest or [""]
+        return "stdin", "", rest or [""]
     return "script", rest[0], rest
 
 
-def restore_arguments(arguments):
+def restore_arguments(arguments: "list[str]") -> None:
     """Let `sys.orig_argv` say what plain Python's would."""
     if hasattr(sys, "orig_argv"):
         sys.orig_argv = [sys.orig_argv[0], *arguments]
 
 
-def prepare(kind, target):
+def prepare(kind: str, target: str) -> Program:
     """Read the program, on the root. Of one that cannot be started, say what plain Python would."""
     import os
 
@@ -53,10 +69,10 @@ def prepare(kind, target):
         if kind == "command":
             source = target
             code = compile(source, "<string>", "exec", dont_inherit=True)
-            return Program(kind, None, "" if unsafe else None, marshal.dumps(code), None, source)
+            return Program(kind, "", "" if unsafe else None, marshal.dumps(code), None, source)
         if kind == "stdin":
             code = compile(sys.stdin.buffer.read(), "<stdin>", "exec", dont_inherit=True)
-            return Program(kind, None, "" if unsafe else None, marshal.dumps(code))
+            return Program(kind, "", "" if unsafe else None, marshal.dumps(code))
         if kind == "module":
             return Program(kind, target, os.getcwd() if unsafe else None)
         if is_archive(target):
@@ -67,7 +83,7 @@ def prepare(kind, target):
         except OSError as cause:
             sys.stderr.write(
                 "%s: can't open file %r: [Errno %d] %s\n"
-                % (sys.executable, os.path.abspath(target), cause.errno, cause.strerror)
+                % (sys.executable, os.path.abspath(target), cause.errno or 0, cause.strerror)
             )
             return Program(kind, target, None, None, 2)
         path = os.path.abspath(target)
@@ -82,14 +98,14 @@ def prepare(kind, target):
         return Program(kind, target, None, None, 1)
 
 
-def SourcelessCode(path):  # noqa: N802
+def SourcelessCode(path: str) -> "Any":  # noqa: N802
     """Return a loader for a `.pyc` that is run as a script."""
     from importlib.machinery import SourcelessFileLoader
 
     return SourcelessFileLoader("__main__", path)
 
 
-def is_archive(path):
+def is_archive(path: str) -> bool:
     """Whether a finder of `sys.path_hooks` takes this path, as it does folders and zip files."""
     import os
 
@@ -104,7 +120,7 @@ def is_archive(path):
     return False
 
 
-def run(program, argv, session):
+def run(program: Program, argv: "list[str]", session: "Session | None") -> None:
     """Run the program as `__main__` and end this process as plain Python would, the job with it if it failed."""
     if program.status is not None:
         sys.exit(program.status)
@@ -116,7 +132,7 @@ def run(program, argv, session):
         if program.kind in ("module", "folder"):
             import runpy
 
-            runpy._run_module_as_main(
+            runpy._run_module_as_main(  # type: ignore[attr-defined]
                 program.target if program.kind == "module" else "__main__", program.kind == "module"
             )
         else:
@@ -129,7 +145,7 @@ def run(program, argv, session):
                 remember_source(program)
             if program.kind != "command" and sys.version_info < (3, 15):
                 main["__cached__"] = None
-            exec(marshal.loads(program.code), main)
+            exec(marshal.loads(program.code or b""), main)
     except SystemExit as cause:
         if session is not None and session.settings.abort_on_exit and session.place is not None:
             status = exit_status(cause)
@@ -140,24 +156,24 @@ def run(program, argv, session):
         fail(cause, session)
 
 
-def remember_source(program):
+def remember_source(program: Program) -> None:
     """Let tracebacks show the lines of `-c`, as Python does from 3.13 on."""
     if sys.version_info < (3, 13):
         return
     import linecache
 
     if hasattr(linecache, "_register_code"):
-        linecache._register_code(marshal.loads(program.code), program.source, "<string>")
+        linecache._register_code(marshal.loads(program.code or b""), program.source, "<string>")
 
 
-def exit_status(cause):
+def exit_status(cause: SystemExit) -> int:
     """Return the exit status that this SystemExit gives the process."""
     if cause.code is None:
         return 0
     return cause.code & 0xFF if isinstance(cause.code, int) else 1
 
 
-def fail(cause, session):
+def fail(cause: BaseException, session: "Session | None") -> "NoReturn":
     """Show an exception that the program did not catch, and end the job: the others may wait for this rank."""
     traceback = cause.__traceback__
     while traceback is not None and traceback.tb_frame.f_globals is globals():
@@ -168,11 +184,11 @@ def fail(cause, session):
     sys.exit(status)
 
 
-def abort(cause, status, session):
+def abort(cause: BaseException, status: int, session: "Session | None") -> None:
     """Have the job end with this status when this process does, and say which rank is the reason."""
     place = session.place if session is not None else None
-    core = sys.modules.get("mpiimport._core")
-    if place is None or place["size"] == 1 or not core.is_active():
+    core: Any = sys.modules.get("mpiimport._core")
+    if session is None or place is None or place["size"] == 1 or not core.is_active():
         return
     session.say_always(
         "rank %d on %s ended with %s; ending the job with status %d."
@@ -181,18 +197,18 @@ def abort(cause, status, session):
     core.abort(status, GRACE_S)
 
 
-def abort_on_uncaught(session):
+def abort_on_uncaught(session: "Session") -> None:
     """Have an exception that the program does not catch end the job, where the interpreter runs the program."""
     previous = sys.excepthook
 
-    def excepthook(kind, cause, traceback):
+    def excepthook(kind: "type[BaseException]", cause: BaseException, traceback: "TracebackType | None") -> None:
         previous(kind, cause, traceback)
         abort(cause, 130 if issubclass(kind, KeyboardInterrupt) else 1, session)
 
     sys.excepthook = excepthook
 
 
-def show(cause, traceback):
+def show(cause: BaseException, traceback: "TracebackType | None") -> None:
     """Print an exception as the interpreter does when nothing catches it."""
     sys.last_type, sys.last_value, sys.last_traceback = type(cause), cause, traceback
     if sys.version_info >= (3, 12):

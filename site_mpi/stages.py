@@ -9,40 +9,53 @@ import marshal
 import os
 import sys
 
+from mpiimport import _core
 from mpiimport import session as sessions
 from mpiimport.session import Session
 from site_mpi import boot, program
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+    from typing import Any, TypeVar
+
+    from mpiimport.forecast import Forecast
+    from mpiimport.opening import Opening
+
+    T = TypeVar("T")
+    Record = dict[Any, Any]
 
 
 class Start:
     """The start of one rank, from the connection to the running program."""
 
-    def __init__(self, settings, place):
+    def __init__(self, settings: "boot.Settings", place: "boot.Place | None") -> None:
         self.session = Session(settings, place)
         sessions.current = self.session
-        sys.mpiimport = sys.modules["mpiimport"]
+        sys.mpiimport = sys.modules["mpiimport"]  # type: ignore[attr-defined]
 
-    def run_program(self, rest, arguments):
+    def run_program(self, rest: "list[str]", arguments: "list[str]") -> None:
         """Do all stages, then run what the rest of the command line asks for. Collective."""
         kind, target, argv = program.describe(self.session.settings, rest)
         program.restore_arguments(arguments)
         prepared = guarded(self.session, lambda: self.stages(kind, target))
         program.run(prepared, argv, self.session)
 
-    def start_here(self, asked, rest, path0):
+    def start_here(self, asked: "boot.Settings", rest: "list[str]", path0: "list[str]") -> None:
         """Do all stages for a program that runs already, under `python -S`. Collective."""
         kind, target, _ = program.describe(asked, rest)
         guarded(self.session, lambda: self.stages(kind, target))
         sys.path[:0] = path0
         program.abort_on_uncaught(self.session)
 
-    def install(self):
+    def install(self) -> None:
         """Foresee and deliver for a program that runs already, started by plain Python. Collective."""
         guarded(self.session, self.open_for_main)
         self.session.finder.install()
         program.abort_on_uncaught(self.session)
 
-    def open_for_main(self):
+    def open_for_main(self) -> None:
         """Open what the file of `__main__` may import. Collective."""
         import site
 
@@ -59,7 +72,7 @@ class Start:
         session.broadcast_opening(made, "rank 0 to find and read what the program will import")
         session.begin_program()
 
-    def stages(self, kind, target):
+    def stages(self, kind: str, target: str) -> "program.Program":
         """Do the three stages, and the opening for this program. Return it. Collective."""
         session = self.session
         finder = session.finder
@@ -75,12 +88,12 @@ class Start:
         session.begin_program()
         return program.Program(*made.extra)
 
-    def settle_paths(self):
+    def settle_paths(self) -> None:
         """Stage one: `site.main()`, which looks at the filesystem on the root alone. Collective."""
         session = self.session
-        made = record = None
+        made = None
+        record: Record = {}
         if session.is_root():
-            record = {}
             session.finder.recorded = {}
             import site
 
@@ -96,27 +109,27 @@ class Start:
                 customs = ("sitecustomize", "usercustomize")
                 session.forecast(made, lambda forecast: [forecast.follow_name(name) for name in customs])
         made = session.broadcast_opening(made, "rank 0 to settle sys.path")
-        if record is None:
+        if not session.is_root():
             import site
 
             sys.flags = with_site()
             run_site(site, made.extra, recording=False)
             session.set_stable(environment_folders(site))
 
-    def open_store(self):
+    def open_store(self) -> None:
         """Make the node store, through which the ranks of one host share what no opening foresaw. Collective."""
         session = self.session
         if session.place is None:
             return
         chosen = session.settings.tmpdir
         folders = [chosen] if chosen else ["/dev/shm", boot.environment("TMPDIR") or "/tmp", "/tmp"]
-        problem = sys.modules["mpiimport._core"].store_open(folders)
+        problem = _core.store_open(folders)
         if problem is not None:
             session.misses.shares = False
             if session.place["local_rank"] == 0 and (chosen or session.verbose):
                 boot.say(problem)
 
-    def forecast(self, made, kind, target):
+    def forecast(self, made: "Opening", kind: str, target: str) -> "program.Program":
         """Stage two, on the root: foresee what the program will import. Return the program."""
         prepared = program.prepare(kind, target)
         if prepared.status is not None or not self.session.forecasts():
@@ -131,7 +144,7 @@ class Start:
         return prepared
 
 
-def follow_program(forecast, prepared):
+def follow_program(forecast: "Forecast", prepared: "program.Program") -> None:
     """Foresee what this program may import."""
     if prepared.code is not None:
         forecast.follow_code(marshal.loads(prepared.code), "")
@@ -143,13 +156,13 @@ def follow_program(forecast, prepared):
         forecast.follow_name(name + ".__main__")
 
 
-def guarded(session, start):
+def guarded(session: Session, start: "Callable[[], T]") -> "T":
     """Run `start`; an exception of ours on one rank would leave the others waiting, so it ends the job."""
     try:
         return start()
     except SystemExit:
         if session.is_connected():
-            sys.modules["mpiimport._core"].abort(1, program.GRACE_S)
+            _core.abort(1, program.GRACE_S)
         raise
     except BaseException as cause:
         if type(cause) is RuntimeError:  # of the core: a sentence
@@ -157,12 +170,12 @@ def guarded(session, start):
         program.fail(cause, session)
 
 
-def with_site():
+def with_site() -> "Any":
     """Return `sys.flags` as a Python without `-S` has them: what child processes are started with."""
     return boot.load_core(boot.own_folder()).flags_with_site(sys.flags)
 
 
-def environment_folders(site):
+def environment_folders(site: "ModuleType") -> "list[str]":
     """Return the folders of the interpreter and its environment: programs do not write modules there."""
     folders = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, *site.PREFIXES}
     if site.ENABLE_USER_SITE and site.USER_SITE:
@@ -170,7 +183,7 @@ def environment_folders(site):
     return sorted(folders)
 
 
-def customise():
+def customise() -> None:
     """Stage three: `sitecustomize` and `usercustomize`, on every rank."""
     import site
 
@@ -179,8 +192,8 @@ def customise():
         site.execusercustomize()
 
 
-def run_site(site, record, *, recording):
-    """Run `site.main()` up to the customisation, with its view of the filesystem recorded, or replaced by the record."""
+def run_site(site: "ModuleType", record: "Record", *, recording: bool) -> None:
+    """Run `site.main()` up to the customisation, its view of the filesystem recorded or replaced by the record."""
     look = recorder if recording else player
     names = ("isfile", "isdir", "exists")
     path = stand_in(os.path, {name: look(record, name, getattr(os.path, name)) for name in names})
@@ -207,7 +220,7 @@ def run_site(site, record, *, recording):
                 site.__dict__[name] = value
 
 
-def stand_in(module, replaced):
+def stand_in(module: "ModuleType", replaced: "dict[str, Any]") -> "ModuleType":
     """Return a module like this one, in which some names mean something else."""
     copy = type(sys)(module.__name__)
     copy.__dict__.update(module.__dict__)
@@ -215,16 +228,16 @@ def stand_in(module, replaced):
     return copy
 
 
-def read_code(path):
+def read_code(path: str) -> bytes:
     """Read a file as `io.open_code` does."""
     with io.open_code(path) as file:
         return file.read()
 
 
-def recorder(record, name, function):
+def recorder(record: "Record", name: str, function: "Callable[[str], Any]") -> "Callable[[str], Any]":
     """Return a function that does the same and records what came of it."""
 
-    def recorded(path):
+    def recorded(path: str) -> "Any":
         try:
             result = function(path)
         except OSError as cause:
@@ -238,10 +251,10 @@ def recorder(record, name, function):
     return recorded
 
 
-def player(record, name, function):
+def player(record: "Record", name: str, function: "Callable[[str], Any]") -> "Callable[[str], Any]":
     """Return a function that gives what was recorded, and asks the filesystem only for what was not."""
 
-    def played(path):
+    def played(path: str) -> "Any":
         if (name, path) not in record:
             return function(path)
         succeeded, result = record[name, path]

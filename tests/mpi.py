@@ -1,4 +1,4 @@
-"""Starting programs under a real mpiexec, with a time limit, in an environment that the user's settings cannot change."""
+"""Starting programs under a real mpiexec, with a time limit, in an environment of their own."""
 
 import os
 import subprocess
@@ -51,8 +51,7 @@ def run(argv, *, env=None, cwd=None, stdin=None, timeout_s=LIMIT_S):
         cwd=cwd,
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         errors="replace",
         check=False,

@@ -1,0 +1,57 @@
+"""The Rust core: MPI at run time, broadcasts, the node store. Its source is in `rust/src`."""
+
+from typing import Any
+
+__version__: str
+
+def abi_constants(abi: str) -> dict[str, int]:
+    """Return the constants of an ABI (`mpich`, `openmpi` or `mpiabi`) by their names in mpi.h."""
+
+def abort(status: int, grace_s: float) -> None:
+    """Abort the job with `status` when the interpreter ends, or after `grace_s` if it has not by then; 0: now."""
+
+def broadcast(data: bytes | None, what: str) -> bytes:
+    """Give every rank the root's bytes. Collective; `what` says in messages what is waited for."""
+
+def broadcast_shared(data: bytes | None, what: str) -> memoryview:
+    """Give every host the root's bytes, in memory that its ranks share until they end. Collective."""
+
+def connect(
+    libraries: list[str],
+    *,
+    make_global: bool,
+    launcher: str | None,
+    thread_level: int,
+    timeout_s: float,
+    verbose: bool,
+) -> dict[str, Any]:
+    """Join the other ranks over MPI. Collective.
+
+    `libraries` are files, names for the dynamic loader, or `needed-by:FILE`; the first that works is used. Return
+    `rank`, `size`, `local_rank`, `local_size`, `thread_level` (0 to 3), `host`, `library`, `library_version`, `abi`.
+    Raises OSError where no library works, RuntimeError where MPI or the wait for the others fails.
+    """
+
+def flags_with_site(flags: Any) -> Any:
+    """Return a copy of `sys.flags` with `no_site` 0: what plain Python has, and what its children inherit."""
+
+def gather(data: bytes, what: str) -> list[bytes] | None:
+    """Collect equally many bytes of each rank on the root, which gets a list; others get None. Collective."""
+
+def is_active() -> bool:
+    """Return whether MPI may be spoken: connected, not in a forked child, and MPI_Finalize has not begun."""
+
+def needed(path: str) -> tuple[list[str], list[str]]:
+    """Return the names in DT_NEEDED of an ELF file, and the folders of its DT_RUNPATH or DT_RPATH."""
+
+def store_claim(key: str, timeout_s: float) -> Any:
+    """Wait until `key` is answered, or ours to answer.
+
+    Return the answer as bytes, True if it is ours, None after `timeout_s` or where there is no node store.
+    """
+
+def store_open(folders: list[str]) -> str | None:
+    """Make this host's node store in the first usable of these folders. Collective. Return why not, or None."""
+
+def store_put(key: str, answer: bytes | None) -> None:
+    """Put the answer that was claimed, or give up the claim with None."""
