@@ -10,6 +10,7 @@ use std::ffi::{CStr, c_int, c_void};
 use std::path::{Path, PathBuf};
 
 /// The names under which MPI libraries are loaded; the standard ABI last, because mpi4py 4.1 cannot use it.
+#[cfg(not(feature = "linked-mpi"))]
 const SONAMES: [&str; 6] = [
     "libmpi.so.12",
     "libmpi.so.40",
