@@ -50,8 +50,29 @@ def store_claim(key: str, timeout_s: float) -> Any:
     Return the answer as bytes, True if it is ours, None after `timeout_s` or where there is no node store.
     """
 
-def store_open(folders: list[str]) -> str | None:
-    """Make this host's node store in the first usable of these folders. Collective. Return why not, or None."""
+def store_open(folders: list[str]) -> tuple[str | None, str | None]:
+    """Make this host's node store in the first usable of these folders. Collective. Return its path, or why not."""
 
 def store_put(key: str, answer: bytes | None) -> None:
     """Put the answer that was claimed, or give up the claim with None."""
+
+def closures(files: list[str], library_path: list[str], system: list[str]) -> list[list[tuple[str, str | None]]]:
+    """Return the libraries that each of these files needs, as (path, soname or None), each after its own needs.
+
+    `library_path` is LD_LIBRARY_PATH; libraries below the folders in `system` are left out.
+    """
+
+def deliver_files(paths: list[str], what: str) -> list[bool]:
+    """Copy files of the root to the node store of each host: for each, whether this host has it. Collective."""
+
+def filesystem_type(path: str) -> int:
+    """Return the type of the filesystem that a file is on, as `statfs` has it. Raises OSError."""
+
+def preload(path: str, soname: str | None, flags: int) -> None:
+    """Load a library for good, unless one with its soname is loaded. Raises OSError with what the loader says."""
+
+def store_copy(paths: list[str]) -> list[bool]:
+    """Copy files to this host's node store, where they are not there yet: for each, whether it is there."""
+
+def store_link(originals: list[str]) -> None:
+    """Make links to files in this host's node store, beside the copies of their siblings."""

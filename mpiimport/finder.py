@@ -14,6 +14,7 @@ from _thread import get_ident
 from mpiimport import answers, handoff, lockstep
 from mpiimport.answers import EXTENSION, LOCAL, MISSING, NAMESPACE, SOURCE
 from mpiimport.loader import DeliveredLoader
+from mpiimport.native import DeliveredExtensionLoader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,10 +117,15 @@ class Finder:
             )
         if kind == EXTENSION and origin is not None:
             self.extensions += 1
+            native = self.session.native
+            if self.session.current_policy() == "opening":
+                self.session.misses.copy_native(origin)
             return spec_from_file_location(
                 fullname,
                 origin,
-                loader=ExtensionFileLoader(fullname, origin),
+                loader=DeliveredExtensionLoader(fullname, origin, native)
+                if origin in native.present
+                else ExtensionFileLoader(fullname, origin),
                 submodule_search_locations=None if locations is None else list(locations),
             )
         if kind == NAMESPACE:

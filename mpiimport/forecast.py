@@ -28,10 +28,13 @@ class Forecast:
         self.stopped = False
         self.visited: dict[str, Answer | None] = {}
         self.waiting: list[tuple[str, str]] = []
+        self.roots: set[str] = set()
+        self.executed: dict[str, list[str]] = {}
 
-    def follow_code(self, code: "CodeType", package: str) -> None:
-        """Follow the import statements of a code object that runs inside `package` ("" for none)."""
-        for name, fromlist, level in scan.imports_of(code):
+    def follow_code(self, code: "CodeType", package: str, fullname: str = "") -> None:
+        """Follow the import statements of the code of module `fullname` that runs inside `package` ("" for none)."""
+        executed = self.executed.setdefault(fullname, [])
+        for name, fromlist, level, nested in scan.imports_of(code):
             base = name
             if level:
                 parent = package
@@ -41,6 +44,9 @@ class Forecast:
             if not base:
                 continue
             self.follow_name(base)
+            if not nested:
+                executed.append(base)
+                executed += [base + "." + attribute for attribute in fromlist or ()]
             for attribute in fromlist or ():
                 if attribute != "*" and type(attribute) is str:
                     self.waiting.append((base, attribute))
@@ -63,7 +69,7 @@ class Forecast:
         if _imp.is_frozen(fullname):
             if fullname not in sys.modules:
                 package = fullname if _imp.is_frozen_package(fullname) else parent
-                self.follow_code(_imp.get_frozen_object(fullname), package)
+                self.follow_code(_imp.get_frozen_object(fullname), package, fullname)
             return None
         folders = answers.searched(path)
         for folder in folders:
@@ -79,11 +85,12 @@ class Forecast:
         self.visited[fullname] = answer
         self.opening.answers[fullname] = answer
         if code is not None:
-            self.follow_code(code, fullname if answer.locations is not None else parent)
+            self.follow_code(code, fullname if answer.locations is not None else parent, fullname)
         return answer
 
     def follow_root(self, fullname: str) -> bool:
         """Foresee the import of a module that is asked for by name. Return whether it exists."""
+        self.roots.add(fullname)
         answer = self.follow_name(fullname)
         if answer is None:
             return fullname in sys.modules or bool(BuiltinImporter.find_spec(fullname)) or _imp.is_frozen(fullname)
@@ -96,3 +103,20 @@ class Forecast:
             above = self.follow_name(base)
             if above is not None and above.locations is not None:
                 self.follow_name(base + "." + attribute)
+
+    def certain(self) -> "list[str]":
+        """List the extension modules that are imported whenever the program is: not from inside functions."""
+        extensions = []
+        seen = {""}
+        pending = ["", *self.roots]
+        while pending:
+            fullname = pending.pop()
+            found = self.visited.get(fullname)
+            if found is not None and found.kind == answers.EXTENSION and found.origin is not None:
+                extensions.append(found.origin)
+            parent = fullname.rpartition(".")[0]
+            for name in (parent, *self.executed.get(fullname, ())):
+                if name not in seen:
+                    seen.add(name)
+                    pending.append(name)
+        return extensions

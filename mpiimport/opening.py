@@ -20,7 +20,8 @@ class Opening:
     """Answers by full name, and the folders whose every importable name is known.
 
     `listings` maps a folder to the first parts of its file names, up to a dot: a module whose name is not among them
-    is not there. `changing` maps folders outside the environment to their modification times in ns.
+    is not there. `changing` maps folders outside the environment to their modification times in ns. `native` is what
+    `Native.plan` chose; `extra` is what travels with the opening for the one who asked for it.
     """
 
     def __init__(self, stable: "tuple[str, ...]") -> None:
@@ -28,6 +29,7 @@ class Opening:
         self.answers: dict[str, Answer] = {}
         self.listings: dict[str, frozenset[str] | None] = {}
         self.changing: dict[str, int] = {}
+        self.native: Any = ([], [], {}, {})
         self.extra: Any = None
         self.size_bytes = 0
 
@@ -69,6 +71,10 @@ class Opening:
                 return None
         return missing
 
+    def extensions(self) -> "list[str]":
+        """List the origins of the extension modules that were foreseen."""
+        return [found.origin for found in self.answers.values() if found.kind == answers.EXTENSION and found.origin]
+
     def pack(self, *, with_code: bool = True) -> bytes:
         """Return the message; without the code of modules if every rank is to read that itself."""
         index = []
@@ -80,7 +86,7 @@ class Opening:
                 codes.append(found.code)
             index.append((fullname, found.path, found.kind, found.origin, found.locations, found.witnesses, size_bytes))
         listings = {folder: stems for folder, stems in self.listings.items() if stems is not None}
-        packed = marshal.dumps((index, listings, self.changing, self.stable, self.extra))
+        packed = marshal.dumps((index, listings, self.changing, self.stable, self.native, self.extra))
         message = b"".join([len(packed).to_bytes(8, "little"), packed, *codes])
         self.size_bytes = len(message)
         return message
@@ -90,9 +96,10 @@ def unpack(message: "bytes | memoryview") -> Opening:
     """Return the opening that `pack` made into this message."""
     view = memoryview(message)
     start = 8 + int.from_bytes(view[:8], "little")
-    index, listings, changing, stable, extra = marshal.loads(view[8:start])
+    index, listings, changing, stable, native, extra = marshal.loads(view[8:start])
     opening = Opening(stable)
-    opening.listings, opening.changing, opening.extra = listings, changing, extra
+    opening.listings, opening.changing = listings, changing
+    opening.native, opening.extra = native, extra
     opening.size_bytes = len(message)
     for fullname, path, kind, origin, locations, witnesses, size_bytes in index:
         code = None

@@ -45,8 +45,11 @@ def _flag_bits() -> int:
 _FLAG_BITS = _flag_bits()
 
 
-def imports_of(code: "CodeType") -> "Iterator[tuple[str, tuple[str, ...] | None, int]]":
-    """Yield (name, fromlist or None, level) of each import statement in `code` and in the code nested in it."""
+def imports_of(code: "CodeType") -> "Iterator[tuple[str, tuple[str, ...] | None, int, bool]]":
+    """Yield (name, fromlist or None, level, nested) of each import statement in `code` and in the code nested in it.
+
+    `nested` is False for what is executed with `code` itself, True for what stands in a function or class.
+    """
     code_type = type(code)
     pending = [code]
     for inner in pending:  # grows meanwhile
@@ -73,5 +76,5 @@ def imports_of(code: "CodeType") -> "Iterator[tuple[str, tuple[str, ...] | None,
                     else:
                         break
                 if len(operands) == 2:
-                    yield names[argument >> _FLAG_BITS], operands[0], operands[1]
+                    yield names[argument >> _FLAG_BITS], operands[0], operands[1], inner is not code
             at = bytecode.find(_IMPORT_NAME, at + 1)

@@ -7,6 +7,7 @@ from time import perf_counter
 from mpiimport import _core, opening
 from mpiimport.finder import Finder
 from mpiimport.misses import Misses
+from mpiimport.native import Native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Session:
         self.broadcast_bytes = 0
         self.seconds: dict[str, float] = {}
         self.verbose = settings.verbose > 1 or (settings.verbose > 0 and self.is_root())
+        self.native = Native(settings.store, int(settings.store_limit_mb * 1e6))
         self.finder = Finder(self)
         self.set_stable(())
 
@@ -65,7 +67,7 @@ class Session:
             sorted({folder.rstrip("/") + "/" for folder in [*folders, *chosen] if folder[:1] == "/" and folder != "/"})
         )
         shares = self.place is not None and self.place["local_size"] > 1
-        self.misses = Misses(self.stable, shares=shares, writes_bytecode=self.is_root())
+        self.misses = Misses(self.stable, self.native, shares=shares, writes_bytecode=self.is_root())
 
     def new_opening(self) -> "opening.Opening":
         """Return an empty opening."""
@@ -78,6 +80,7 @@ class Session:
         forecast = Forecast(made, self.settings.timeout_s / 4)
         result = follow(forecast)
         forecast.finish()
+        made.native = self.native.plan(forecast.certain(), made.extensions())
         seconds = perf_counter() - forecast.began
         self.seconds["forecast"] = self.seconds.get("forecast", 0.0) + seconds
         if forecast.stopped:
@@ -101,6 +104,8 @@ class Session:
         if made is None:
             made = opening.unpack(received)
         self.finder.openings.insert(0, made)
+        if self.settings.policy == "opening":
+            self.native.deliver(made.native, links=self.place["local_rank"] == 0)
         return made
 
     def deliver(self, names: "tuple[str, ...]") -> None:

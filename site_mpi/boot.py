@@ -28,6 +28,7 @@ PACKAGE = (
     "mpiimport.loader",
     "mpiimport.lockstep",
     "mpiimport.misses",
+    "mpiimport.native",
     "mpiimport.opening",
     "mpiimport.session",
     "site_mpi",
@@ -54,6 +55,8 @@ OPTIONS = (
     ("libmpi", None, "FILE", None, "the MPI library, instead of the one that mpi4py would use"),
     ("thread-level", None, "NAME", None, "single, funneled, serialized or multiple (as mpi4py asks for by default)"),
     ("timeout", None, "SECONDS", "600", "how long one rank may wait for another before the job is ended"),
+    ("store", None, "WHEN", "auto", "copy native code to each host: always, never, or auto: from shared filesystems"),
+    ("store-limit", None, "MB", "2000", "how much native code is copied to each host at the most, in megabytes"),
     ("stable", None, "PATHS", "", "folders, separated by colons, whose modules do not change during a run"),
     ("abort-on-exit", None, None, 0, "sys.exit(n) with n other than 0 on one rank ends the job"),
     ("require", None, None, 0, "fail where there is no MPI, instead of running as plain Python"),
@@ -64,6 +67,7 @@ OPTIONS = (
 """Every setting. `--thread-level` is `MPIIMPORT_THREAD_LEVEL` in the environment and `thread_level` in `install()`."""
 
 CHOICES = {
+    "store": ("auto", "always", "never"),
     "policy": ("opening", "lockstep", "locate", "local"),
     "implementation": ("mpich", "openmpi", "mpiabi"),
     "thread_level": ("single", "funneled", "serialized", "multiple"),
@@ -115,6 +119,8 @@ class Settings:
     policy: str
     require: int
     stable: str
+    store: str
+    store_limit: str
     thread_level: "str | None"
     timeout: str
     tmpdir: "str | None"
@@ -146,6 +152,12 @@ class Settings:
                 raise ValueError
         except ValueError:
             raise UsageError("`%s` is no number of seconds" % self.timeout) from None
+        try:
+            self.store_limit_mb = float(self.store_limit)
+            if not 0 <= self.store_limit_mb < 1e9:
+                raise ValueError
+        except ValueError:
+            raise UsageError("`%s` is no number of megabytes" % self.store_limit) from None
         if self.debug:
             self.policy = "local"
 

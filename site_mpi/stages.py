@@ -123,7 +123,7 @@ class Start:
             return
         chosen = session.settings.tmpdir
         folders = [chosen] if chosen else ["/dev/shm", boot.environment("TMPDIR") or "/tmp", "/tmp"]
-        problem = _core.store_open(folders)
+        session.native.folder, problem = _core.store_open(folders)
         if problem is not None:
             session.misses.shares = False
             if session.place["local_rank"] == 0 and (chosen or session.verbose):

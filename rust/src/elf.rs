@@ -7,13 +7,28 @@ use object::{Endianness, ReadCache, ReadRef};
 use std::fs::File;
 use std::path::Path;
 
-/// The entries of the dynamic section that name other files.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// The entries of the dynamic section that concern other files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dynamic {
+    /// DT_SONAME, the name by which the loader knows the file once it is loaded.
+    pub soname: Option<String>,
     /// DT_NEEDED, in order.
     pub needed: Vec<String>,
-    /// DT_RUNPATH, else DT_RPATH, split at colons; `$ORIGIN` as it stands.
-    pub search_path: Vec<String>,
+    /// DT_RPATH, split at colons; `$ORIGIN` as it stands. Without a DT_RUNPATH, what is needed inherits it.
+    pub rpath: Vec<String>,
+    /// DT_RUNPATH, as `rpath`; it serves this file alone.
+    pub runpath: Vec<String>,
+}
+
+impl Dynamic {
+    /// The folders that the file itself wants searched: DT_RUNPATH makes the loader ignore DT_RPATH.
+    pub fn search_path(&self) -> &[String] {
+        if self.runpath.is_empty() {
+            &self.rpath
+        } else {
+            &self.runpath
+        }
+    }
 }
 
 /// Reads the dynamic section of a 64-bit ELF file; only the parts that hold it.
@@ -32,7 +47,6 @@ fn parse<'data, R: ReadRef<'data>>(data: R) -> object::Result<Dynamic> {
     let endian = header.endian()?;
     let sections = header.sections(endian, data)?;
     let mut found = Dynamic::default();
-    let mut rpath = Vec::new();
     let Some((entries, strings)) = sections.dynamic(endian, data)? else {
         return Ok(found);
     };
@@ -41,16 +55,15 @@ fn parse<'data, R: ReadRef<'data>>(data: R) -> object::Result<Dynamic> {
         let text =
             || -> object::Result<String> { Ok(String::from_utf8_lossy(entry.string(endian, strings)?).into_owned()) };
         let tag = entry.d_tag(endian);
-        if tag == elf::DT_NEEDED {
+        if tag == elf::DT_SONAME {
+            found.soname = Some(text()?);
+        } else if tag == elf::DT_NEEDED {
             found.needed.push(text()?);
         } else if tag == elf::DT_RUNPATH {
-            found.search_path = split(&text()?);
+            found.runpath = split(&text()?);
         } else if tag == elf::DT_RPATH {
-            rpath = split(&text()?);
+            found.rpath = split(&text()?);
         }
-    }
-    if found.search_path.is_empty() {
-        found.search_path = rpath;
     }
     Ok(found)
 }

@@ -7,11 +7,13 @@
 //!     mpi.rs       the foreign calls to it
 //!     abi.rs       the constants of the three binary interfaces
 //!     store.rs     what the ranks of one host share
-//!   elf.rs       what a native library asks of the dynamic loader
+//!   closure.rs   which libraries a native module brings along
+//!     elf.rs       what a native library asks of the dynamic loader
 //!   error.rs     the one error type
 //! ```
 
 pub mod abi;
+pub mod closure;
 pub mod elf;
 pub mod error;
 pub mod libmpi;

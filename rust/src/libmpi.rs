@@ -122,7 +122,7 @@ fn expand(candidate: &str) -> Vec<String> {
     let origin = file.parent().unwrap_or(Path::new("/")).display().to_string();
     let mut names = Vec::new();
     for soname in dynamic.needed.iter().filter(|name| name.starts_with("libmpi")) {
-        for directory in &dynamic.search_path {
+        for directory in dynamic.search_path() {
             let directory = directory.replace("${ORIGIN}", &origin).replace("$ORIGIN", &origin);
             let path = Path::new(&directory).join(soname);
             if path.exists() {

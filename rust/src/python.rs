@@ -6,12 +6,12 @@
 use crate::abi::{self, Family};
 use crate::error::{self, Error};
 use crate::world::{self, World};
-use crate::{elf, store};
+use crate::{closure, elf, store};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
-use std::ffi::c_int;
+use std::ffi::{OsString, c_int};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -156,11 +156,31 @@ fn gather<'py>(py: Python<'py>, data: &[u8], what: &str) -> PyResult<Option<Vec<
     ))
 }
 
-/// Make this host's node store in the first usable of these folders. Collective. Says why there is none, or None.
+/// Make this host's node store in the first usable of these folders. Collective. Its path, or why there is none.
 #[pyfunction]
-fn store_open(py: Python<'_>, folders: Vec<PathBuf>) -> PyResult<Option<String>> {
+fn store_open(py: Python<'_>, folders: Vec<PathBuf>) -> PyResult<(Option<OsString>, Option<String>)> {
     let world = joined()?;
-    waiting(py, |interrupt| world.open_store(&folders, interrupt))
+    let problem = waiting(py, |interrupt| world.open_store(&folders, interrupt))?;
+    Ok((world.with_store(|store| store.path().as_os_str().to_owned()), problem))
+}
+
+/// Make links to files in this host's node store, beside the copies of their siblings.
+#[pyfunction]
+fn store_link(py: Python<'_>, originals: Vec<PathBuf>) -> PyResult<()> {
+    let Some(world) = world::joined() else { return Ok(()) };
+    py.detach(|| {
+        world
+            .with_store(|store| originals.iter().try_for_each(|original| store.link(original)))
+            .unwrap_or(Ok(()))
+    })
+    .map_err(os_error)
+}
+
+/// The type of the filesystem that a file is on, as `statfs` has it.
+#[pyfunction]
+fn filesystem_type(path: PathBuf) -> PyResult<u64> {
+    let status = rustix::fs::statfs(&path).map_err(|cause| PyOSError::new_err(cause.to_string()))?;
+    Ok(u64::from_ne_bytes(status.f_type.to_ne_bytes()) & 0xffff_ffff)
 }
 
 /// Wait until `key` is answered, or ours to answer: the answer, True for ours, None after `timeout_s` or without store.
@@ -210,6 +230,58 @@ fn store_put(py: Python<'_>, key: &str, answer: Option<&[u8]>) -> PyResult<()> {
     .map_err(os_error)
 }
 
+/// Copy files of the root to the node store of each host: for each, whether this host has it. Collective.
+#[pyfunction]
+fn deliver_files(py: Python<'_>, paths: Vec<PathBuf>, what: &str) -> PyResult<Vec<bool>> {
+    let world = joined()?;
+    waiting(py, |interrupt| world.deliver_files(&paths, what, interrupt))
+}
+
+/// Copy files to this host's node store, where they are not there yet: for each, whether it is there.
+#[pyfunction]
+fn store_copy(py: Python<'_>, paths: Vec<PathBuf>) -> Vec<bool> {
+    let Some(world) = world::joined() else {
+        return vec![false; paths.len()];
+    };
+    py.detach(|| {
+        let copy = |path: &PathBuf| {
+            world.with_store(|store| {
+                store.has_copy(path) || store.copy(path).map_err(|cause| log::debug!("{cause}")).is_ok()
+            })
+        };
+        paths.iter().map(|path| copy(path).unwrap_or(false)).collect()
+    })
+}
+
+/// The libraries that each of these files needs, as (path, soname or None), each after those that it needs itself.
+#[pyfunction]
+fn closures(
+    py: Python<'_>,
+    files: Vec<PathBuf>,
+    library_path: Vec<PathBuf>,
+    system: Vec<PathBuf>,
+) -> Vec<Vec<(OsString, Option<String>)>> {
+    py.detach(|| {
+        let loaded = closure::loaded_names();
+        let mut closures = closure::Closures::new(closure::Search {
+            library_path,
+            system,
+            loaded,
+        });
+        let as_tuple = |library: closure::Library| (library.path.into_os_string(), library.soname);
+        files
+            .iter()
+            .map(|file| closures.of(file).into_iter().map(as_tuple).collect())
+            .collect()
+    })
+}
+
+/// Load a library, unless one with its soname is loaded: what needs that name then finds it.
+#[pyfunction]
+fn preload(py: Python<'_>, path: PathBuf, soname: Option<&str>, flags: c_int) -> PyResult<()> {
+    py.detach(|| closure::preload(&path, soname, flags)).map_err(os_error)
+}
+
 /// Whether MPI may be spoken: connected, not in a forked child, and MPI_Finalize has not begun.
 #[pyfunction]
 fn is_active() -> bool {
@@ -236,7 +308,8 @@ fn abort(py: Python<'_>, status: c_int, grace_s: f64) -> PyResult<()> {
 #[pyfunction]
 fn needed(py: Python<'_>, path: PathBuf) -> PyResult<(Vec<String>, Vec<String>)> {
     let dynamic = py.detach(|| elf::dynamic(&path)).map_err(os_error)?;
-    Ok((dynamic.needed, dynamic.search_path))
+    let search_path = dynamic.search_path().to_vec();
+    Ok((dynamic.needed, search_path))
 }
 
 /// A copy of `sys.flags` with `no_site` 0: what plain Python has, and what its children inherit.
@@ -308,7 +381,8 @@ mod _core {
 
     #[pymodule_export]
     use super::{
-        abi_constants, abort, broadcast, broadcast_shared, connect, flags_with_site, gather, is_active, needed,
-        store_claim, store_open, store_put,
+        abi_constants, abort, broadcast, broadcast_shared, closures, connect, deliver_files, filesystem_type,
+        flags_with_site, gather, is_active, needed, preload, store_claim, store_copy, store_link, store_open,
+        store_put,
     };
 }

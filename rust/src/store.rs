@@ -4,6 +4,7 @@
 //! /dev/shm/mpiimport-<uid>-<random>/     0700; every rank holds a shared flock on the folder itself
 //!     ready                              made once the folder is locked: from then on an unlocked one is abandoned
 //!     shared                             what is being broadcast; unlinked once every rank has it mapped
+//!     root/opt/venv/lib/.../_core.so     native code, where its original lies below /, so that $ORIGIN holds
 //!     <key>                              one answer, complete before it has this name
 //!     <key>.claim                        flock: the rank that holds it is finding that answer
 //! ```
@@ -13,8 +14,9 @@
 
 use crate::error::{Error, Result};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open};
-use rustix::mm::{MapFlags, ProtFlags, mmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::collections::HashMap;
+use std::ffi::c_void;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -38,6 +40,94 @@ pub struct Store {
     folder: OwnedFd,
     /// The claims of this process, with the locks that say so.
     claims: HashMap<String, File>,
+}
+
+/// A copy that is being written. It is gone if it is dropped before `finish`.
+pub struct Incoming {
+    file: tempfile::NamedTempFile,
+    destination: PathBuf,
+    size_bytes: u64,
+}
+
+/// A part of a file in memory, until it is dropped.
+pub struct Window {
+    address: *mut c_void,
+    size_bytes: usize,
+}
+
+impl Incoming {
+    /// Maps a part of the file, to be filled. Parts keep the memory of the process small.
+    ///
+    /// # Errors
+    /// The part is not within the file, or does not begin at a page.
+    pub fn window(&self, offset: u64, size_bytes: usize) -> Result<Window> {
+        if size_bytes == 0 || offset + size_bytes as u64 > self.size_bytes {
+            return Err(Error::new(format!(
+                "a part of {size_bytes} bytes at {offset} is not within `{}`",
+                self.destination.display()
+            )));
+        }
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping within a file whose space is reserved; unmapped when the window is dropped.
+        let address = unsafe {
+            mmap(
+                ptr::null_mut(),
+                size_bytes,
+                protection,
+                MapFlags::SHARED,
+                self.file.as_file(),
+                offset,
+            )
+        };
+        let address = address.map_err(|cause| {
+            Error::new(format!(
+                "cannot map a part of `{}`: {cause}",
+                self.destination.display()
+            ))
+        })?;
+        Ok(Window { address, size_bytes })
+    }
+
+    /// Gives the file its name: from now on other ranks can open it, whole.
+    ///
+    /// # Errors
+    /// The store is gone.
+    pub fn finish(self) -> Result<()> {
+        let destination = self.destination;
+        self.file
+            .persist(&destination)
+            .map(drop)
+            .map_err(|cause| Error::new(format!("cannot make `{}`: {}", destination.display(), cause.error)))
+    }
+}
+
+impl Window {
+    /// The bytes of this part.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: the mapping has this size and is ours alone as long as the window is borrowed.
+        unsafe { std::slice::from_raw_parts_mut(self.address.cast(), self.size_bytes) }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: nobody borrows the bytes any more.
+        if let Err(cause) = unsafe { munmap(self.address, self.size_bytes) } {
+            log::debug!("munmap: {cause}");
+        }
+    }
+}
+
+/// Reserves the space of a whole file, so that a full tmpfs is an error here and no SIGBUS later.
+fn reserve(file: &File, size_bytes: u64) -> io::Result<()> {
+    let room = rustix::fs::fstatvfs(file)?;
+    if room.f_bavail * room.f_frsize < size_bytes + RESERVED_BYTES {
+        return Err(io::Error::from(io::ErrorKind::StorageFull));
+    }
+    if size_bytes > 0 {
+        rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, size_bytes)?;
+    }
+    Ok(())
 }
 
 /// What became of an attempt to claim an answer.
@@ -167,7 +257,7 @@ impl Store {
     /// Makes a file of this size and maps it, for this rank to fill and the others to [`map`](Self::map).
     ///
     /// # Errors
-    /// There is no room: space is reserved first, so that a full tmpfs is an error here and no SIGBUS later.
+    /// There is no room.
     pub fn map_new(&self, name: &str, size_bytes: usize) -> Result<&'static mut [u8]> {
         let map = || -> io::Result<&'static mut [u8]> {
             let file = File::options()
@@ -179,11 +269,7 @@ impl Store {
             if size_bytes == 0 {
                 return Ok(&mut []);
             }
-            let room = rustix::fs::fstatvfs(&file)?;
-            if room.f_bavail * room.f_frsize < size_bytes as u64 + RESERVED_BYTES {
-                return Err(io::Error::from(io::ErrorKind::StorageFull));
-            }
-            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size_bytes as u64)?;
+            reserve(&file, size_bytes as u64)?;
             let protection = ProtFlags::READ | ProtFlags::WRITE;
             // SAFETY: a new mapping of a file that only the ranks of this job have, never unmapped.
             unsafe {
@@ -218,6 +304,69 @@ impl Store {
             }
         };
         map().map_err(|cause| self.error("map", name, &cause))
+    }
+
+    /// Where the copy of a file is, or would be.
+    pub fn copy_path(&self, original: &Path) -> PathBuf {
+        let relative = original.strip_prefix("/").unwrap_or(original);
+        self.path.join("root").join(relative)
+    }
+
+    /// Whether there is a copy, and not only a link to the original.
+    pub fn has_copy(&self, original: &Path) -> bool {
+        fs::symlink_metadata(self.copy_path(original)).is_ok_and(|metadata| metadata.is_file())
+    }
+
+    /// Links to a file beside the copies of its siblings, where nothing is yet.
+    ///
+    /// # Errors
+    /// The folder or the link cannot be made.
+    pub fn link(&self, original: &Path) -> Result<()> {
+        let link = self.copy_path(original);
+        let make = || -> io::Result<()> {
+            fs::create_dir_all(link.parent().unwrap_or(&self.path))?;
+            match std::os::unix::fs::symlink(original, &link) {
+                Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                result => result,
+            }
+        };
+        make().map_err(|cause| self.error("link", &original.display().to_string(), &cause))
+    }
+
+    /// Begins the copy of a file; it is not there until [`Incoming::finish`].
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn receive(&self, original: &Path, size_bytes: u64) -> Result<Incoming> {
+        let destination = self.copy_path(original);
+        let begin = || -> io::Result<Incoming> {
+            let folder = destination.parent().unwrap_or(&self.path);
+            fs::create_dir_all(folder)?;
+            let file = tempfile::Builder::new().prefix(".incoming-").tempfile_in(folder)?;
+            reserve(file.as_file(), size_bytes)?;
+            Ok(Incoming {
+                file,
+                destination: destination.clone(),
+                size_bytes,
+            })
+        };
+        begin().map_err(|cause| self.error("copy", &original.display().to_string(), &cause))
+    }
+
+    /// Copies a file that no broadcast brought.
+    ///
+    /// # Errors
+    /// It cannot be read, changes meanwhile, or there is no room.
+    pub fn copy(&self, original: &Path) -> Result<()> {
+        let fail = |cause: &io::Error| self.error("copy", &original.display().to_string(), cause);
+        let mut source = File::open(original).map_err(|cause| fail(&cause))?;
+        let size_bytes = source.metadata().map_err(|cause| fail(&cause))?.len();
+        let mut incoming = self.receive(original, size_bytes)?;
+        let copied = io::copy(&mut source, incoming.file.as_file_mut()).map_err(|cause| fail(&cause))?;
+        if copied != size_bytes {
+            return Err(fail(&io::Error::from(io::ErrorKind::UnexpectedEof)));
+        }
+        incoming.finish()
     }
 
     /// Takes a file's name away; who has it mapped keeps it.

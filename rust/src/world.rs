@@ -10,8 +10,10 @@ use crate::mpi::{Comm, Mpi, Request};
 use crate::store::Store;
 use once_cell::sync::OnceCell;
 use std::ffi::{OsStr, c_int, c_void};
+use std::fs::File;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -26,6 +28,8 @@ const EAGER_TESTS: u32 = 50;
 const NOTICE: Duration = Duration::from_secs(30);
 /// One MPI call carries at most this much: `count` is an `int`, and a wait between pieces can be interrupted.
 const PIECE_BYTES: usize = 64 << 20;
+/// So much of a file is in the memory of a process while it is copied: a multiple of any page size.
+const WINDOW_BYTES: usize = 8 << 20;
 
 /// The name in the node store of what is being broadcast.
 const SHARED: &str = "shared";
@@ -239,6 +243,77 @@ impl World {
             .ok_or_else(|| Error::new("the first rank of this host has a node store, and this rank has not"))??;
         self.gather_from(self.node, self.local_size, &[0], what, interrupt)?;
         Ok(shared)
+    }
+
+    /// Copies files of the root to the node store of each host, and says which of them this host has. Collective.
+    ///
+    /// Each byte crosses to a host once, from the root's file into the mapped copy. A file that the root cannot read to
+    /// its end is on no host; one that a host has no room for is not on that host.
+    ///
+    /// # Errors
+    /// As all waits. The job cannot go on after it.
+    pub fn deliver_files(&self, paths: &[PathBuf], what: &str, interrupt: &mut Interrupt) -> Result<Vec<bool>> {
+        let mut present = vec![0_u8; paths.len()];
+        if let Some(leaders) = self.leaders {
+            for (path, present) in paths.iter().zip(&mut present) {
+                *present = u8::from(self.deliver_file(leaders, path, what, interrupt)?);
+            }
+        }
+        let present = self.broadcast_pieces(self.node, present.leak(), what, interrupt)?;
+        Ok(present.iter().map(|&one| one == 1).collect())
+    }
+
+    fn deliver_file(&self, leaders: Comm, path: &Path, what: &str, interrupt: &mut Interrupt) -> Result<bool> {
+        let source = if self.rank == 0 { File::open(path).ok() } else { None };
+        let size_bytes = source.as_ref().and_then(|file| Some(file.metadata().ok()?.len()));
+        let announced = size_bytes.map_or(u64::MAX, |size| size).to_le_bytes().to_vec().leak();
+        let announced = self.broadcast_pieces(leaders, announced, what, interrupt)?;
+        let mut size = [0; 8];
+        size.copy_from_slice(announced);
+        let size_bytes = u64::from_le_bytes(size);
+        if size_bytes == u64::MAX {
+            return Ok(false);
+        }
+        let incoming = self.with_store(|store| store.receive(path, size_bytes)).transpose();
+        let incoming = incoming.unwrap_or_else(|cause| {
+            log::debug!("{cause}");
+            None
+        });
+        let mut complete = true;
+        let mut scratch = Vec::new();
+        let mut offset = 0;
+        while offset < size_bytes {
+            let length = usize::try_from((size_bytes - offset).min(WINDOW_BYTES as u64)).unwrap_or(WINDOW_BYTES);
+            let mut window = incoming
+                .as_ref()
+                .map(|incoming| incoming.window(offset, length))
+                .transpose()?;
+            let bytes = match window.as_mut() {
+                Some(window) => window.bytes(),
+                None => {
+                    scratch.resize(length, 0);
+                    &mut scratch[..]
+                }
+            };
+            if let Some(source) = &source {
+                complete = complete && source.read_exact_at(bytes, offset).is_ok();
+            }
+            // SAFETY: on an error the window and the buffer are leaked, and so stay valid for MPI.
+            let result = unsafe { self.mpi.ibcast(bytes.as_mut_ptr(), length, leaders) }
+                .and_then(|request| self.wait(interrupt).until_complete(request, what));
+            if let Err(cause) = result {
+                std::mem::forget((window, scratch));
+                return Err(cause);
+            }
+            offset += length as u64;
+        }
+        let unchanged = || source.as_ref().and_then(|file| Some(file.metadata().ok()?.len())) == Some(size_bytes);
+        let verdict = vec![u8::from(self.rank == 0 && complete && unchanged())].leak();
+        let verdict = self.broadcast_pieces(leaders, verdict, what, interrupt)?[0];
+        match incoming {
+            Some(incoming) if verdict == 1 => incoming.finish().map(|()| true),
+            _ => Ok(false),
+        }
     }
 
     /// Collects equally many bytes of every rank on the root, in the order of ranks; others get nothing. Collective.

@@ -1,0 +1,182 @@
+"""Native code: extension modules and the libraries that they need, opened from this host's node store.
+
+The store mirrors the tree that the originals are in, so that what they search relative to `$ORIGIN` is there. What a
+library needs is loaded before it, in the order that the dynamic loader would take; then names suffice. Whatever cannot
+be had from the store is opened where it lies, and fails there, if it does, with the message that it always has.
+"""
+
+import _imp
+import posix
+import sys
+from _frozen_importlib import ModuleSpec
+from _frozen_importlib_external import ExtensionFileLoader
+
+from mpiimport import _core
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import ModuleType
+    from typing import Optional
+
+    Library = tuple[str, Optional[str]]
+    Plan = tuple[list[str], list[str], dict[str, list[Library]], dict[str, bool]]
+    """The files that travel, the links to their siblings, the libraries of each extension module, and which folders
+    hold what travels."""
+    Copied = tuple[list[str], list[Library]]
+    """The files that are in the node store, and the libraries of the extension module."""
+
+SYSTEM = ["/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec"]
+"""Libraries below these folders are each host's own."""
+
+SHARED_FILESYSTEMS = {
+    0x6969: "nfs",
+    0x0BD00BD0: "lustre",
+    0x47504653: "gpfs",
+    0x19830326: "beegfs",
+    0x00C36400: "ceph",
+    0x65735546: "fuse",
+    0xFF534D42: "cifs",
+    0xFE534D42: "smb2",
+    0x517B: "smb",
+    0x5346414F: "afs",
+    0x6B414653: "kafs",
+    0x7461636F: "ocfs2",
+    0x01161970: "gfs2",
+    0xAAD7AAEA: "panfs",
+    0x20030528: "orangefs",
+    0x01021997: "9p",
+    0x013111A8: "ibrix",
+    0x61756673: "aufs",
+    0xBACBACBC: "vmhgfs",
+    0x786F4256: "vboxsf",
+    0xBEEFDEAD: "snfs",
+}
+"""What `statfs` says of filesystems that many hosts share, and their names."""
+
+
+def is_on_shared_filesystem(path: str) -> bool:
+    """Whether a file is on a filesystem that other hosts may use too."""
+    try:
+        return _core.filesystem_type(path) in SHARED_FILESYSTEMS
+    except OSError:
+        return False
+
+
+class Native:
+    """What this host's node store has of native code, and what may be put there."""
+
+    def __init__(self, wanted: str, limit_bytes: int) -> None:
+        self.wanted = wanted
+        self.limit_bytes = limit_bytes
+        self.folder: str | None = None
+        self.present: set[str] = set()
+        self.libraries: dict[str, list[Library]] = {}
+        self.folders: dict[str, bool] = {}
+        self.library_path = [
+            folder for folder in posix.environ.get(b"LD_LIBRARY_PATH", b"").decode().split(":") if folder[:1] == "/"
+        ]
+
+    def travels(self, path: str) -> bool:
+        """Whether this file is to be copied to each host."""
+        if self.wanted != "auto":
+            return self.wanted == "always"
+        folder = path.rpartition("/")[0]
+        if folder not in self.folders:
+            self.folders[folder] = is_on_shared_filesystem(folder)
+        return self.folders[folder]
+
+    def plan(self, certain: "Iterable[str]", possible: "Iterable[str]") -> "Plan":
+        """Choose, on the root, what travels, of extension modules that will be imported and that may be.
+
+        Beyond the size limit, the largest files stay where they lie.
+        """
+        for origin in possible:
+            self.travels(origin)
+        origins = [origin for origin in certain if self.travels(origin)]
+        found = _core.closures(origins, self.library_path, SYSTEM)
+        libraries = dict(zip(origins, found))
+        files = dict.fromkeys([path for needed in found for path, _ in needed if self.travels(path)] + origins)
+        sizes = {}
+        for path in files:
+            try:
+                sizes[path] = posix.stat(path).st_size
+            except OSError:
+                continue  # gone since it was found: who imports it will say so
+        total = sum(sizes.values())
+        for path in sorted(sizes, key=sizes.__getitem__, reverse=True):
+            if total <= self.limit_bytes:
+                break
+            total -= sizes.pop(path)
+        links = siblings({path for needed in found for path, _ in needed}, sizes)
+        return list(sizes), links, libraries, self.folders
+
+    def deliver(self, plan: "Plan", *, links: bool) -> None:
+        """Put what was planned into the node store of each host; `links` is for one rank of it. Collective."""
+        files, links_to, libraries, folders = plan
+        self.folders.update(folders)
+        if not files:
+            return
+        if links and self.folder is not None:
+            _core.store_link(links_to)
+        arrived = _core.deliver_files(files, "rank 0 to read the native libraries")
+        self.present.update(path for path, is_there in zip(files, arrived) if is_there)
+        self.libraries.update(libraries)
+
+    def copy_here(self, origin: str) -> "Copied":
+        """Copy an extension module that no opening brought to this host, with its libraries; say what there is then."""
+        libraries = _core.closures([origin], self.library_path, SYSTEM)[0]
+        files = [path for path, _ in libraries if self.travels(path)] + [origin]
+        _core.store_link(siblings({path for path, _ in libraries}, files))
+        arrived = _core.store_copy(files)
+        return [path for path, is_there in zip(files, arrived) if is_there], libraries
+
+    def learn(self, copied: "Copied", origin: str) -> None:
+        """Take note of what a rank of this host has copied."""
+        files, self.libraries[origin] = copied
+        self.present.update(files)
+
+    def copy_of(self, path: str) -> str:
+        """Return where a file is to be opened: its copy on this host, or itself."""
+        return "%s/root%s" % (self.folder, path) if path in self.present else path
+
+
+def siblings(libraries: "set[str]", copied: "Iterable[str]") -> "list[str]":
+    """List the libraries that stay beside those that travel: one may open another when it runs."""
+    copied = set(copied)
+    found = []
+    for folder in sorted({path.rpartition("/")[0] for path in libraries}):
+        try:
+            names = posix.listdir(folder)
+        except OSError:
+            continue  # gone since it was found
+        found += [folder + "/" + name for name in names if ".so" in name and folder + "/" + name not in copied]
+    return found
+
+
+class DeliveredExtensionLoader(ExtensionFileLoader):
+    """Load an extension module from the node store; its `__file__` and its spec are the original's."""
+
+    def __init__(self, fullname: str, path: str, native: Native) -> None:
+        super().__init__(fullname, path)
+        self.native: Native | None = native
+
+    def create_module(self, spec: ModuleSpec) -> "ModuleType":
+        """Create the module, after the libraries that it needs."""
+        native, self.native = self.native, None
+        if native is not None and spec.name == self.name:
+            try:
+                for path, soname in native.libraries.get(self.path, ()):
+                    _core.preload(native.copy_of(path), soname, sys.getdlopenflags())
+                copy = ModuleSpec(spec.name, self, origin=native.copy_of(self.path))
+                module: ModuleType = _imp.create_dynamic(copy)
+            except (ImportError, OSError):
+                pass  # the original says what is wrong, if it is wrong as well
+            else:
+                if getattr(module, "__file__", None) is not None:
+                    module.__file__ = self.path
+                return module
+        return super().create_module(spec)
+
+    def __getstate__(self) -> "dict[str, object]":
+        return {**self.__dict__, "native": None}
