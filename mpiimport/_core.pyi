@@ -76,3 +76,6 @@ def store_copy(paths: list[str]) -> list[bool]:
 
 def store_link(originals: list[str]) -> None:
     """Make links to files in this host's node store, beside the copies of their siblings."""
+
+def is_truncated(path: str) -> bool:
+    """Return whether a file is an ELF file that ends before its last segment does: loading it would end in a signal."""

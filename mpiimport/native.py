@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from typing import Optional
 
     Library = tuple[str, Optional[str]]
-    Plan = tuple[list[str], list[str], dict[str, list[Library]], dict[str, bool]]
-    """The files that travel, the links to their siblings, the libraries of each extension module, and which folders
-    hold what travels."""
-    Copied = tuple[list[str], list[Library]]
-    """The files that are in the node store, and the libraries of the extension module."""
+    Plan = tuple[list[str], list[str], dict[str, list[Library]], dict[str, bool], int]
+    """The files that travel, the links to their siblings, the libraries of each extension module, which folders hold
+    what travels, and the size of the files in bytes."""
+    Copied = tuple[list[str], list[Library], int]
+    """The files that are in the node store, the libraries of the extension module, and how many bytes were copied."""
 
 SYSTEM = ["/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec"]
 """Libraries below these folders are each host's own."""
@@ -72,6 +72,7 @@ class Native:
         self.folder: str | None = None
         self.present: set[str] = set()
         self.libraries: dict[str, list[Library]] = {}
+        self.used_bytes = 0
         self.folders: dict[str, bool] = {}
         self.library_path = [
             folder for folder in posix.environ.get(b"LD_LIBRARY_PATH", b"").decode().split(":") if folder[:1] == "/"
@@ -109,12 +110,13 @@ class Native:
                 break
             total -= sizes.pop(path)
         links = siblings({path for needed in found for path, _ in needed}, sizes)
-        return list(sizes), links, libraries, self.folders
+        return list(sizes), links, libraries, self.folders, total
 
     def deliver(self, plan: "Plan", *, links: bool) -> None:
         """Put what was planned into the node store of each host; `links` is for one rank of it. Collective."""
-        files, links_to, libraries, folders = plan
+        files, links_to, libraries, folders, total = plan
         self.folders.update(folders)
+        self.used_bytes += total
         if not files:
             return
         if links and self.folder is not None:
@@ -127,14 +129,24 @@ class Native:
         """Copy an extension module that no opening brought to this host, with its libraries; say what there is then."""
         libraries = _core.closures([origin], self.library_path, SYSTEM)[0]
         files = [path for path, _ in libraries if self.travels(path)] + [origin]
+        total = sum(posix.stat(path).st_size for path in files if path not in self.present)
+        if self.used_bytes + total > self.limit_bytes:
+            return [], libraries, 0
         _core.store_link(siblings({path for path, _ in libraries}, files))
         arrived = _core.store_copy(files)
-        return [path for path, is_there in zip(files, arrived) if is_there], libraries
+        return [path for path, is_there in zip(files, arrived) if is_there], libraries, total
 
     def learn(self, copied: "Copied", origin: str) -> None:
         """Take note of what a rank of this host has copied."""
-        files, self.libraries[origin] = copied
+        files, self.libraries[origin], total = copied
         self.present.update(files)
+        self.used_bytes += total
+
+    def refuse_truncated(self, fullname: str, origin: str) -> None:
+        """Raise ImportError where loading a damaged file would end the process with a signal."""
+        for path in (origin, *(path for path, _ in self.libraries.get(origin, ()))):
+            if path in self.present and _core.is_truncated(self.copy_of(path)):
+                raise ImportError("%s: file too short" % path, name=fullname, path=origin)
 
     def copy_of(self, path: str) -> str:
         """Return where a file is to be opened: its copy on this host, or itself."""
@@ -165,6 +177,7 @@ class DeliveredExtensionLoader(ExtensionFileLoader):
         """Create the module, after the libraries that it needs."""
         native, self.native = self.native, None
         if native is not None and spec.name == self.name:
+            native.refuse_truncated(spec.name, self.path)
             try:
                 for path, soname in native.libraries.get(self.path, ()):
                     _core.preload(native.copy_of(path), soname, sys.getdlopenflags())

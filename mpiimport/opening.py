@@ -29,7 +29,7 @@ class Opening:
         self.answers: dict[str, Answer] = {}
         self.listings: dict[str, frozenset[str] | None] = {}
         self.changing: dict[str, int] = {}
-        self.native: Any = ([], [], {}, {})
+        self.native: Any = ([], [], {}, {}, 0)
         self.extra: Any = None
         self.size_bytes = 0
 

@@ -112,7 +112,8 @@ impl Closures {
                 return None;
             }
             let path = folder.join(name);
-            if let Some(dynamic) = self.dynamic(&path) {
+            // What is no library is left to the loader, but counts: it may be one that was cut off.
+            if let Some(dynamic) = self.dynamic(&path).or_else(|| path.is_file().then(Dynamic::default)) {
                 let resolved = std::fs::canonicalize(&path).ok()?;
                 let is_system = |system: &PathBuf| path.starts_with(system) || resolved.starts_with(system);
                 return (!self.search.system.iter().any(is_system)).then_some((path, dynamic));

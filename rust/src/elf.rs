@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use object::elf;
-use object::read::elf::{Dyn, FileHeader};
+use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use object::{Endianness, ReadCache, ReadRef};
 use std::fs::File;
 use std::path::Path;
@@ -34,12 +34,29 @@ impl Dynamic {
 /// Reads the dynamic section of a 64-bit ELF file; only the parts that hold it.
 ///
 /// # Errors
-/// The file cannot be opened, or is no 64-bit ELF file of this machine's kind.
+/// The file cannot be opened, or is no 64-bit ELF file.
 pub fn dynamic(path: &Path) -> Result<Dynamic> {
     let fail = |cause: &dyn std::fmt::Display| Error::new(format!("cannot read `{}`: {cause}", path.display()));
     let file = File::open(path).map_err(|cause| fail(&cause))?;
     let cache = ReadCache::new(file);
     parse(&cache).map_err(|cause| fail(&cause))
+}
+
+/// Whether a file is an ELF file that ends before its last segment does. The loader maps what is missing all the same,
+/// and the first access to it is a SIGBUS; whatever else may be wrong with a file, the loader says.
+pub fn is_truncated(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    let Ok(metadata) = file.metadata() else { return false };
+    segments_end(&ReadCache::new(file)).is_ok_and(|end| end > metadata.len())
+}
+
+fn segments_end<'data, R: ReadRef<'data>>(data: R) -> object::Result<u64> {
+    let header = elf::FileHeader64::<Endianness>::parse(data)?;
+    let endian = header.endian()?;
+    let segments = header.program_headers(endian, data)?;
+    let end =
+        |segment: &elf::ProgramHeader64<Endianness>| segment.p_offset(endian).saturating_add(segment.p_filesz(endian));
+    Ok(segments.iter().map(end).max().unwrap_or(0))
 }
 
 fn parse<'data, R: ReadRef<'data>>(data: R) -> object::Result<Dynamic> {

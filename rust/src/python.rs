@@ -312,6 +312,12 @@ fn needed(py: Python<'_>, path: PathBuf) -> PyResult<(Vec<String>, Vec<String>)>
     Ok((dynamic.needed, search_path))
 }
 
+/// Whether a file is an ELF file that ends before its last segment does: loading it would end in a signal.
+#[pyfunction]
+fn is_truncated(py: Python<'_>, path: PathBuf) -> bool {
+    py.detach(|| elf::is_truncated(&path))
+}
+
 /// A copy of `sys.flags` with `no_site` 0: what plain Python has, and what its children inherit.
 #[pyfunction]
 fn flags_with_site<'py>(py: Python<'py>, flags: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
@@ -382,7 +388,7 @@ mod _core {
     #[pymodule_export]
     use super::{
         abi_constants, abort, broadcast, broadcast_shared, closures, connect, deliver_files, filesystem_type,
-        flags_with_site, gather, is_active, needed, preload, store_claim, store_copy, store_link, store_open,
-        store_put,
+        flags_with_site, gather, is_active, is_truncated, needed, preload, store_claim, store_copy, store_link,
+        store_open, store_put,
     };
 }

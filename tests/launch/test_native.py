@@ -1,0 +1,135 @@
+"""Extension modules and their libraries are opened from the node store, whatever way they find each other."""
+
+import json
+import subprocess
+import sysconfig
+
+import pytest
+
+MODULE = """
+    #include <Python.h>
+    int first(void);
+    static PyObject *value(PyObject *self, PyObject *none) { return PyLong_FromLong(first()); }
+    static PyMethodDef methods[] = {{"value", value, METH_NOARGS, 0}, {0}};
+    static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_chain", 0, -1, methods};
+    PyMODINIT_FUNC PyInit__chain(void) { return PyModule_Create(&definition); }
+"""
+
+# A module with a RUNPATH needs a library with an RPATH, which needs one that inherits it, which needs one more.
+LIBRARIES = (
+    ("third", "int third(void) { return 3; }", ["-Wl,-soname,libthird.so"]),
+    ("second", "int third(void); int second(void) { return 20 + third(); }", ["-Wl,-soname,libsecond.so", "-lthird"]),
+    (
+        "first",
+        """
+        #include <dlfcn.h>
+        int second(void);
+        int first(void) {
+            void *sibling = dlopen("libsibling.so", RTLD_NOW);
+            int (*late)(void) = sibling ? (int (*)(void))dlsym(sibling, "late") : 0;
+            return 100 + second() + (late ? late() : 0);
+        }
+        """,
+        ["-lsecond", "-Wl,--disable-new-dtags,-rpath,$ORIGIN"],
+    ),
+    ("sibling", "int late(void) { return 1000; }", []),
+)
+
+PROGRAM = """
+    import json
+    import chain._chain, chain.lazy
+    import sys
+
+    spec = chain._chain.__spec__
+    result = [chain._chain.value(), chain._chain.__file__, spec.origin, chain.lazy.late()]
+    with open("/proc/self/maps") as maps:
+        mapped = sorted({line.split(maxsplit=5)[-1].strip() for line in maps if ".so" in line})
+    print(json.dumps([*result, mapped]))
+"""
+
+
+def compile_(target, source, *options):
+    text = "\n".join(line for line in source.splitlines())
+    command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(target), *map(str, options)]
+    subprocess.run(["timeout", "-k", "5", "60", *command], input=text, text=True, check=True)
+
+
+@pytest.fixture
+def chain(tmp_path, script):
+    """A package with a chain of private libraries, and a program that uses it."""
+    package, libs = tmp_path / "chain", tmp_path / "chain.libs"
+    package.mkdir()
+    libs.mkdir()
+    for name, source, options in LIBRARIES:
+        compile_(libs / ("lib%s.so" % name), source, "-L%s" % libs, "-Wl,--allow-shlib-undefined", *options)
+    include = "-I%s" % sysconfig.get_paths()["include"]
+    runpath = "-Wl,--enable-new-dtags,-rpath,$ORIGIN/../chain.libs"
+    compile_(package / "_chain.so", MODULE, include, "-L%s" % libs, "-lfirst", "-Wl,-rpath-link,%s" % libs, runpath)
+    (package / "__init__.py").touch()
+    (package / "lazy.py").write_text("def late():\n    import chain._late\n    return chain._late.value()\n")
+    source = MODULE.replace("_chain", "_late")
+    compile_(package / "_late.so", source, include, "-L%s" % libs, "-lfirst", "-Wl,-rpath-link,%s" % libs, runpath)
+    return script(PROGRAM)
+
+
+def lines_of(result):
+    assert result.returncode == 0, result
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_a_chain_of_private_libraries_loads_from_the_node_store(two_mpis, chain):
+    lines = lines_of(two_mpis.run(2, "python-mpi", "--store", "always", chain))
+    assert len(lines) == 2
+    origin = str(chain.parent / "chain" / "_chain.so")
+    for value, file, spec_origin, late, mapped in lines:
+        assert (value, late) == (1123, 1123)
+        assert file == spec_origin == origin
+        ours = [path for path in mapped if "/chain" in path]
+        stored = [path for path in ours if path.startswith("/dev/shm/mpiimport-")]
+        assert sorted(path.rpartition("/")[2] for path in stored) == [
+            "_chain.so",
+            "_late.so",
+            "libfirst.so",
+            "libsecond.so",
+            "libthird.so",
+        ]
+        # A sibling that is opened by name when the library runs is the original, through a link.
+        assert [path for path in ours if path not in stored] == [str(chain.parent / "chain.libs" / "libsibling.so")]
+
+
+def test_plain_python_finds_the_same(chain):
+    from mpi import run
+
+    ((value, _, _, late, _),) = lines_of(run(["python", chain]))
+    assert (value, late) == (1123, 1123)
+
+
+@pytest.mark.parametrize("options", [["--store", "never"], ["--store", "always", "--store-limit", "0"], []])
+def test_originals_are_opened_where_nothing_is_to_be_copied(chain, options):
+    from mpi import MPICH
+
+    for *_, mapped in lines_of(MPICH.run(2, "python-mpi", *options, chain)):
+        assert not [path for path in mapped if "/mpiimport-" in path]
+
+
+@pytest.mark.parametrize(("file", "length"), [("chain/_chain.so", 5000), ("chain.libs/libsecond.so", 5000)])
+def test_a_truncated_file_is_an_import_error(chain, file, length):
+    from mpi import MPICH
+
+    damaged = chain.parent / file
+    damaged.write_bytes(damaged.read_bytes()[:length])  # plain Python ends with SIGBUS
+    result = MPICH.run(2, "python-mpi", "--store", "always", chain)
+    assert result.returncode == 1
+    assert "ImportError: %s: file too short" % damaged in result.stderr
+
+
+@pytest.mark.parametrize("file", ["chain/_chain.so", "chain.libs/libthird.so"])
+@pytest.mark.parametrize("content", [b"", b"\x7fELF" + b"\0" * 60, b"not a library"])
+def test_what_is_no_library_fails_as_under_plain_python(chain, file, content):
+    from mpi import MPICH, run
+
+    (chain.parent / file).write_bytes(content)
+    plain = run(["python", chain])
+    result = MPICH.run(2, "python-mpi", "--store", "always", chain)
+    assert (plain.returncode, result.returncode) == (1, 1)
+    assert plain.stderr.splitlines()[-1] in result.stderr
