@@ -14,7 +14,7 @@ from _thread import get_ident
 from mpiimport import answers, handoff, lockstep
 from mpiimport.answers import EXTENSION, LOCAL, MISSING, NAMESPACE, SOURCE
 from mpiimport.loader import DeliveredLoader
-from mpiimport.native import DeliveredExtensionLoader
+from mpiimport.native import DeliveredExtensionLoader, redirect_ctypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +75,11 @@ class Finder:
             self.busy.discard(ident)
         self.tell(fullname, how, answer)
         spec = self.spec(fullname, path, answer)
-        return handoff.prepare(self, spec, path) if fullname == "mpi4py.MPI" else spec
+        if fullname == "mpi4py.MPI":
+            return handoff.prepare(self, spec, path)
+        if fullname == "_ctypes" and spec is not None and self.session.native.folder is not None:
+            redirect_ctypes(spec, self.session.native)
+        return spec
 
     def ask(self, fullname: str, path: "Sequence[str] | None", policy: str) -> "tuple[Answer, str]":
         """Return (answer, how it was found)."""

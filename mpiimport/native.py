@@ -6,6 +6,7 @@ be had from the store is opened where it lies, and fails there, if it does, with
 """
 
 import _imp
+import os
 import posix
 import sys
 from _frozen_importlib import ModuleSpec
@@ -17,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import ModuleType
-    from typing import Optional
+    from typing import Any, Optional
 
     Library = tuple[str, Optional[str]]
     Plan = tuple[list[str], list[str], dict[str, list[Library]], dict[str, bool], int]
@@ -164,6 +165,31 @@ def siblings(libraries: "set[str]", copied: "Iterable[str]") -> "list[str]":
             continue  # gone since it was found
         found += [folder + "/" + name for name in names if ".so" in name and folder + "/" + name not in copied]
     return found
+
+
+def redirect_ctypes(spec: ModuleSpec, native: Native) -> None:
+    """Have `ctypes` open the copy that extension modules use of a library: it must not be loaded twice."""
+    loader: Any = spec.loader
+    execute = loader.exec_module
+
+    def exec_module(module: "Any") -> None:
+        execute(module)
+        dlopen = module.dlopen
+
+        def dlopen_copy(name: "Any", *flags: "Any") -> "Any":
+            """Load a library, or its copy on this host."""
+            if type(name) is str and name[:1] == "/":
+                copy = native.copy_of(os.path.normpath(name))
+                if copy != name:
+                    try:
+                        return dlopen(copy, *flags)
+                    except OSError:
+                        pass  # the original says what is wrong, if it is wrong as well
+            return dlopen(name, *flags)
+
+        module.dlopen = dlopen_copy
+
+    loader.exec_module = exec_module
 
 
 class DeliveredExtensionLoader(ExtensionFileLoader):

@@ -97,6 +97,26 @@ def test_a_chain_of_private_libraries_loads_from_the_node_store(two_mpis, chain)
         assert [path for path in ours if path not in stored] == [str(chain.parent / "chain.libs" / "libsibling.so")]
 
 
+@pytest.mark.usefixtures("chain")
+def test_ctypes_does_not_load_a_library_twice(script):
+    from mpi import MPICH
+
+    program = script(
+        """
+        import ctypes, json, os
+        import chain._chain
+
+        folder = os.path.join(os.path.dirname(chain._chain.__file__), "..", "chain.libs")
+        first = ctypes.CDLL(os.path.join(folder, "libfirst.so"))
+        with open("/proc/self/maps") as maps:
+            mapped = {line.split(maxsplit=5)[-1].strip() for line in maps if "libfirst.so" in line}
+        print(json.dumps([first.first(), len(mapped)]))
+        """,
+        "twice.py",
+    )
+    assert lines_of(MPICH.run(2, "python-mpi", "--store", "always", program)) == [[1123, 1]] * 2
+
+
 def test_plain_python_finds_the_same(chain):
     from mpi import run
 
