@@ -101,8 +101,7 @@ class Session:
         message = made.pack(with_code=self.settings.policy != "locate") if made is not None else None
         received = _core.broadcast_shared(message, what)
         self.broadcast_bytes += len(received)
-        if made is None:
-            made = opening.unpack(received)
+        made = opening.unpack(received)  # on the root too: what it has read itself is not needed any more
         self.finder.openings.insert(0, made)
         if self.settings.policy == "opening":
             self.native.deliver(made.native, links=self.place["local_rank"] == 0)
