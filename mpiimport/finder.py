@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mpiimport.answers import Answer
-    from mpiimport.opening import Opening
+    from mpiimport.opening import Received
     from mpiimport.session import Session
 
 
@@ -36,7 +36,7 @@ class Finder:
 
     def __init__(self, session: "Session") -> None:
         self.session = session
-        self.openings: list[Opening] = []
+        self.openings: list[Received] = []
         self.path_hooks: list[Any] | None = None
         self.confirms_missing = False
         self.recorded: dict[str, Answer] | None = None

@@ -1,7 +1,7 @@
-"""An opening: answers foreseen and found by the root, packed into one message.
+"""An opening: answers foreseen and found by the root, packed into one message that each host holds once.
 
-Format, all of it in memory and between ranks that run the same Python: 8 bytes with the size of the index, the
-marshalled index, then the code of all modules, end to end.
+Format, between ranks that run the same Python: 8 bytes with the size of the index, the marshalled index, and a body of
+marshalled records and code. A rank unmarshals the index, and of the body only what its program asks for.
 """
 
 import marshal
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Opening:
-    """Answers by full name, and the folders whose every importable name is known.
+    """What the root puts together: answers by full name, and the folders whose every importable name is known.
 
     `listings` maps a folder to the first parts of its file names, up to a dot: a module whose name is not among them
     is not there. `changing` maps folders outside the environment to their modification times in ns. `native` is what
@@ -31,7 +31,6 @@ class Opening:
         self.changing: dict[str, int] = {}
         self.native: Any = ([], [], {}, {}, 0)
         self.extra: Any = None
-        self.size_bytes = 0
 
     def list_folder(self, folder: str) -> "frozenset[str] | None":
         """Return the first parts of the names in a folder; empty for one that does not exist, None where unknown."""
@@ -53,16 +52,65 @@ class Opening:
         self.listings[folder] = stems
         return stems
 
+    def extensions(self) -> "list[str]":
+        """List the origins of the extension modules that were foreseen."""
+        return [found.origin for found in self.answers.values() if found.kind == answers.EXTENSION and found.origin]
+
+    def pack(self, *, with_code: bool = True) -> bytes:
+        """Return the message; without the code of modules if every rank is to read that itself."""
+        body: list[bytes | memoryview] = []
+        end = 0
+
+        def append(data: "bytes | memoryview") -> int:
+            nonlocal end
+            body.append(data)
+            end += len(data)
+            return end - len(data)
+
+        paths: dict[tuple[str, ...], int] = {}
+        records = {}
+        for fullname, found in self.answers.items():
+            code = (append(found.code), len(found.code)) if with_code and found.code is not None else None
+            path = paths.setdefault(tuple(found.path), len(paths))
+            record = (path, found.kind, found.origin, found.locations, found.witnesses, code)
+            records[fullname] = append(marshal.dumps(record))  # type: ignore[arg-type]
+        listings = {
+            folder: append(marshal.dumps(stems)) for folder, stems in self.listings.items() if stems is not None
+        }
+        index = marshal.dumps(
+            ([*map(list, paths)], records, listings, self.changing, self.stable, self.native, self.extra)
+        )
+        return b"".join([len(index).to_bytes(8, "little"), index, *body])
+
+
+class Received:
+    """An opening as a rank has it: the index unmarshalled, the body shared with the other ranks of the host."""
+
+    def __init__(self, message: "bytes | memoryview") -> None:
+        view = memoryview(message)
+        start = 8 + int.from_bytes(view[:8], "little")
+        self.body = view[start:]
+        self.size_bytes = len(view)
+        self.paths: list[list[str]]
+        self.records: dict[str, int]
+        self.listings: dict[str, int]
+        self.changing: dict[str, int]
+        index = marshal.loads(view[8:start])
+        self.paths, self.records, self.listings, self.changing, self.stable, self.native, self.extra = index
+
     def answer(self, fullname: str, folders: "list[str]") -> "Answer | None":
         """Return the answer to a question, or None if the opening does not know it."""
-        found = self.answers.get(fullname)
-        if found is not None and found.path == folders:
-            return found if not found.witnesses or answers.holds(found, fullname) else None
+        offset = self.records.get(fullname)
+        if offset is not None:
+            path, kind, origin, locations, witnesses, code = marshal.loads(self.body[offset:])
+            if self.paths[path] == folders:
+                data = self.body[code[0] : code[0] + code[1]] if code is not None else None
+                found = Answer(folders, kind, origin, locations, data, witnesses)
+                return found if not witnesses or answers.holds(found, fullname) else None
         name = fullname.rpartition(".")[2]
-        listings = self.listings
         for folder in folders:
-            stems = listings.get(folder)
-            if stems is None or name in stems:
+            listed = self.listings.get(folder)
+            if listed is None or name in marshal.loads(self.body[listed:]):
                 return None
         missing = Answer(folders, answers.MISSING)
         if self.changing:
@@ -70,44 +118,6 @@ class Opening:
             if not answers.holds(missing, fullname):
                 return None
         return missing
-
-    def extensions(self) -> "list[str]":
-        """List the origins of the extension modules that were foreseen."""
-        return [found.origin for found in self.answers.values() if found.kind == answers.EXTENSION and found.origin]
-
-    def pack(self, *, with_code: bool = True) -> bytes:
-        """Return the message; without the code of modules if every rank is to read that itself."""
-        index = []
-        codes = []
-        for fullname, found in self.answers.items():
-            size_bytes = -1
-            if with_code and found.code is not None:
-                size_bytes = len(found.code)
-                codes.append(found.code)
-            index.append((fullname, found.path, found.kind, found.origin, found.locations, found.witnesses, size_bytes))
-        listings = {folder: stems for folder, stems in self.listings.items() if stems is not None}
-        packed = marshal.dumps((index, listings, self.changing, self.stable, self.native, self.extra))
-        message = b"".join([len(packed).to_bytes(8, "little"), packed, *codes])
-        self.size_bytes = len(message)
-        return message
-
-
-def unpack(message: "bytes | memoryview") -> Opening:
-    """Return the opening that `pack` made into this message."""
-    view = memoryview(message)
-    start = 8 + int.from_bytes(view[:8], "little")
-    index, listings, changing, stable, native, extra = marshal.loads(view[8:start])
-    opening = Opening(stable)
-    opening.listings, opening.changing = listings, changing
-    opening.native, opening.extra = native, extra
-    opening.size_bytes = len(message)
-    for fullname, path, kind, origin, locations, witnesses, size_bytes in index:
-        code = None
-        if size_bytes >= 0:
-            code = view[start : start + size_bytes]
-            start += size_bytes
-        opening.answers[fullname] = Answer(path, kind, origin, locations, code, witnesses)
-    return opening
 
 
 def is_file(path: str) -> bool:

@@ -90,22 +90,22 @@ class Session:
             )
         return result
 
-    def broadcast_opening(self, made: "opening.Opening | None", what: str) -> "opening.Opening":
+    def broadcast_opening(self, made: "opening.Opening | None", what: str) -> "opening.Received":
         """Give every rank the opening that the root made; the root passes it, the others None. Collective.
 
         Return the opening. Raises RuntimeError with the root's message if the root could not make it.
         """
-        if self.place is None:
-            assert made is not None, "a process without other ranks is its own root"
-            return made
         message = made.pack(with_code=self.settings.policy != "locate") if made is not None else None
-        received = _core.broadcast_shared(message, what)
-        self.broadcast_bytes += len(received)
-        made = opening.unpack(received)  # on the root too: what it has read itself is not needed any more
-        self.finder.openings.insert(0, made)
+        if self.place is None:
+            assert message is not None, "a process without other ranks is its own root"
+            return opening.Received(message)
+        shared = _core.broadcast_shared(message, what)
+        self.broadcast_bytes += len(shared)
+        received = opening.Received(shared)  # on the root too: what it has read itself is not needed any more
+        self.finder.openings.insert(0, received)
         if self.settings.policy == "opening":
-            self.native.deliver(made.native, links=self.place["local_rank"] == 0)
-        return made
+            self.native.deliver(received.native, links=self.place["local_rank"] == 0)
+        return received
 
     def deliver(self, names: "tuple[str, ...]") -> None:
         """Do what `mpiimport.deliver` does. Collective."""
@@ -116,9 +116,9 @@ class Session:
             made.extra = self.forecast(
                 made, lambda forecast: [name for name in names if not forecast.follow_root(name)]
             )
-        made = self.broadcast_opening(made, what)
-        if made.extra:
-            raise ModuleNotFoundError("No module named %r" % made.extra[0], name=made.extra[0])
+        missing = self.broadcast_opening(made, what).extra
+        if missing:
+            raise ModuleNotFoundError("No module named %r" % missing[0], name=missing[0])
 
     def say_always(self, message: str) -> None:
         """Write a line of ours to standard error."""
@@ -145,7 +145,7 @@ class Session:
             "missed": list(finder.missed),
             "extensions": finder.extensions,
             "sources_read": finder.sources_read,
-            "foreseen": sum(len(one.answers) for one in finder.openings),
+            "foreseen": sum(len(one.records) for one in finder.openings),
             "broadcast_bytes": self.broadcast_bytes,
             "seconds": dict(self.seconds),
         }

@@ -84,9 +84,9 @@ class Start:
         if session.is_root():
             made = session.new_opening()
             made.extra = self.forecast(made, kind, target).pack()
-        made = session.broadcast_opening(made, "rank 0 to find and read what the program will import")
+        received = session.broadcast_opening(made, "rank 0 to find and read what the program will import")
         session.begin_program()
-        return program.Program(*made.extra)
+        return program.Program(*received.extra)
 
     def settle_paths(self) -> None:
         """Stage one: `site.main()`, which looks at the filesystem on the root alone. Collective."""
@@ -108,12 +108,12 @@ class Start:
             if session.forecasts():
                 customs = ("sitecustomize", "usercustomize")
                 session.forecast(made, lambda forecast: [forecast.follow_name(name) for name in customs])
-        made = session.broadcast_opening(made, "rank 0 to settle sys.path")
+        received = session.broadcast_opening(made, "rank 0 to settle sys.path")
         if not session.is_root():
             import site
 
             sys.flags = with_site()
-            run_site(site, made.extra, recording=False)
+            run_site(site, received.extra, recording=False)
             session.set_stable(environment_folders(site))
 
     def open_store(self) -> None:
