@@ -7,7 +7,7 @@ who asks: an answer is by construction what plain Python finds.
 import marshal
 import posix
 import sys
-from _frozen_importlib_external import ExtensionFileLoader, PathFinder, SourceFileLoader
+from _frozen_importlib_external import ExtensionFileLoader, FileFinder, PathFinder, SourceFileLoader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,9 +83,18 @@ def searched(path: "Sequence[str] | None") -> "list[str]":
         return entries if type(entries) is list else list(entries)
     current = posix.getcwd()
     return [
-        entry if type(entry) is not str or entry[:1] == "/" else current + "/" + entry if entry else current
+        entry
+        if type(entry) is not str or entry[:1] == "/" or is_hooked(entry)
+        else current + "/" + entry
+        if entry
+        else current
         for entry in entries
     ]
+
+
+def is_hooked(entry: str) -> bool:
+    """Whether a path hook that is not `importlib`'s takes this entry: then it names no folder."""
+    return bool(entry) and type(PathFinder._path_importer_cache(entry)) not in (FileFinder, type(None))  # type: ignore[attr-defined]
 
 
 def ask(
@@ -97,8 +106,9 @@ def ask(
     tuple of prefixes that end in `/`: what lies below them does not change during a run.
     """
     folders = list(searched(path))
-    spec = PathFinder.find_spec(fullname, path)
-    if spec is None:
+    # Not find_spec: its namespace packages want their parent in sys.modules, where the forecast does not put it.
+    spec = PathFinder._get_spec(fullname, sys.path if path is None else path)  # type: ignore[attr-defined]
+    if spec is None or (spec.loader is None and not spec.submodule_search_locations):
         return Answer(folders, MISSING, witnesses=witnesses(folders, None, stable)), None
     locations = spec.submodule_search_locations
     if locations is not None:

@@ -483,6 +483,10 @@ def main() -> None:
     main_module = sys.modules["__main__"].__dict__
     for name in [name for name in main_module if not name.startswith("__")]:
         del main_module[name]
+    linecache: Any = sys.modules.get("linecache")
+    if linecache is not None:  # from 3.13 on it knows the lines of `-c`, which are the launcher's
+        linecache.cache.pop("<string>", None)
+        getattr(linecache, "_interactive_cache", {}).clear()
     arguments = sys.argv[1:]
     folder = own_folder()
     pop_path0()
@@ -515,12 +519,12 @@ def pop_path0() -> "list[str]":
 def run_plain(settings: Settings, rest: "list[str]", arguments: "list[str]", folder: str) -> None:
     """Do what plain Python does: there is nobody to share with."""
     execute_package(read_package(PLAIN_PACKAGE, folder))
-    run_site(folder)
     from site_mpi import program
 
-    program.restore_arguments(arguments)
     kind, target, argv = program.describe(settings, rest)
-    program.run(program.prepare(kind, target), argv, None)
+    program.restore_arguments(argv, arguments)
+    run_site(folder)
+    program.run(program.prepare(kind, target), None)
 
 
 def run_site(folder: str) -> None:

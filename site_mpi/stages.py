@@ -38,9 +38,9 @@ class Start:
     def run_program(self, rest: "list[str]", arguments: "list[str]") -> None:
         """Do all stages, then run what the rest of the command line asks for. Collective."""
         kind, target, argv = program.describe(self.session.settings, rest)
-        program.restore_arguments(arguments)
+        program.restore_arguments(argv, arguments)
         prepared = guarded(self.session, lambda: self.stages(kind, target))
-        program.run(prepared, argv, self.session)
+        program.run(prepared, self.session)
 
     def start_here(self, asked: "boot.Settings", rest: "list[str]", path0: "list[str]") -> None:
         """Do all stages for a program that runs already, under `python -S`. Collective."""
@@ -102,6 +102,8 @@ class Start:
             session.set_stable(environment_folders(site))
             made = session.new_opening()
             made.answers, session.finder.recorded = session.finder.recorded, None
+            for answer in made.answers.values():  # they were found before it was known what is stable
+                answer.witnesses = [one for one in answer.witnesses if not (one[0] + "/").startswith(session.stable)]
             for folder in {folder for answer in made.answers.values() for folder in answer.path}:
                 made.list_folder(folder)
             made.extra = record
@@ -160,10 +162,6 @@ def guarded(session: Session, start: "Callable[[], T]") -> "T":
     """Run `start`; an exception of ours on one rank would leave the others waiting, so it ends the job."""
     try:
         return start()
-    except SystemExit:
-        if session.is_connected():
-            _core.abort(1, program.GRACE_S)
-        raise
     except BaseException as cause:
         if type(cause) is RuntimeError:  # of the core: a sentence
             boot.end_for(cause)
@@ -241,9 +239,9 @@ def recorder(record: "Record", name: str, function: "Callable[[str], Any]") -> "
         try:
             result = function(path)
         except OSError as cause:
-            record[name, path] = (False, (cause.errno, cause.strerror))
-            if name == "open_code":
+            if name == "open_code" and (name, path) not in record:  # `site` looks at some folders twice
                 boot.say("cannot read `%s`: %s. What it says about sys.path is ignored." % (path, cause.strerror))
+            record[name, path] = (False, (cause.errno, cause.strerror))
             raise
         record[name, path] = (True, tuple(result) if name == "lstat" else result)
         return result

@@ -9,6 +9,9 @@
 # the folder cannot be made.
 set -euo pipefail
 
+# Where debootstrap is, and not every PATH has it.
+PATH=$PATH:/usr/sbin:/sbin
+
 packages=python3.14,python3.14-venv,python3.15,python3.15-venv,ca-certificates
 marker=.complete
 

@@ -327,7 +327,7 @@ fn flags_with_site<'py>(py: Python<'py>, flags: &Bound<'py, PyTuple>) -> PyResul
         .and_then(|names| names.call_method1("index", ("no_site",)))
         .and_then(|position| position.extract::<ffi::Py_ssize_t>());
     // `__match_args__` of struct sequences is there from Python 3.10 on; the order has not changed since 3.2.
-    let position = position.unwrap_or(5);
+    let position = position.unwrap_or(6);
     let fields = kind.getattr("n_fields")?.extract::<ffi::Py_ssize_t>()?;
     // SAFETY: `kind` is the struct sequence type of `sys.flags`, the fields that are not shown as a tuple included;
     // every field of the new object is set, with a reference of its own.

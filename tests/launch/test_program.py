@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from mpi import MPICH
 
 NUMPY = """
     import json, sys
@@ -33,3 +34,19 @@ def test_numpy_and_scipy_compute_the_same_on_every_rank(mpi, script, ranks):
     for *_, stats in lines:
         assert stats["modules"]["opening"] > 500
         assert len(stats["missed"]) <= 15
+
+
+def test_a_namespace_package_inside_a_package_is_foreseen(script):
+    script("", "pkg/__init__.py")
+    script("value = 42\n", "pkg/sub/m.py")
+    program = script(
+        """
+        import sys
+        import pkg.sub.m
+
+        print(pkg.sub.m.value, list(pkg.sub.__path__), sys.mpiimport.stats()["missed"])
+        """
+    )
+    result = MPICH.run(2, "python-mpi", program)
+    assert result.returncode == 0, result
+    assert result.stdout == "42 %r []\n" % [str(program.parent / "pkg" / "sub")] * 2
