@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     Record = dict[Any, Any]
 
 
+REASON_BYTES = 240
+"""So much of the reason why a host has no node store reaches the root."""
+
+
 class Start:
     """The start of one rank, from the connection to the running program."""
 
@@ -128,8 +132,22 @@ class Start:
         session.native.folder, problem = _core.store_open(folders)
         if problem is not None:
             session.misses.shares = False
-            if session.place["local_rank"] == 0 and (chosen or session.verbose):
-                boot.say(problem)
+        reasons = _core.gather(
+            (problem or "").encode()[:REASON_BYTES].ljust(REASON_BYTES), "every host to make its store"
+        )
+        if reasons is not None:
+            lacking = [rank for rank, reason in enumerate(reasons) if reason.strip()]
+            if lacking:
+                boot.say(
+                    "%d of %d hosts share nothing among their ranks (rank %d: %s). Set --tmpdir to a folder on each "
+                    "host that has room and is not mounted noexec."
+                    % (
+                        len(lacking),
+                        session.place["hosts"],
+                        lacking[0],
+                        reasons[lacking[0]].decode("utf-8", "replace").strip(),
+                    )
+                )
 
     def forecast(self, made: "Opening", kind: str, target: str) -> "program.Program":
         """Stage two, on the root: foresee what the program will import. Return the program."""

@@ -162,6 +162,20 @@ impl Store {
     }
 
     fn create_in(root: &Path) -> io::Result<Self> {
+        let place = rustix::fs::statvfs(root)?;
+        if place.f_flag.contains(rustix::fs::StatVfsMountFlags::NOEXEC) {
+            return Err(io::Error::other(
+                "it is mounted noexec, so no library can be loaded from it",
+            ));
+        }
+        let free_bytes = place.f_bavail * place.f_frsize;
+        if free_bytes < RESERVED_BYTES {
+            return Err(io::Error::other(format!(
+                "it has {} MB free, and {} MB are left for MPI",
+                free_bytes >> 20,
+                RESERVED_BYTES >> 20
+            )));
+        }
         let path = tempfile::Builder::new()
             .prefix(&own_prefix())
             .rand_bytes(12)
@@ -377,13 +391,13 @@ impl Store {
         fs::remove_file(self.path.join(name)).map_err(|cause| self.error("remove", name, &cause))
     }
 
-    /// Leaves the store; the last rank to leave removes it.
+    /// Leaves the store; the last rank to leave removes it, or the first if `all_end`: if the job is being aborted.
     ///
     /// # Errors
     /// It cannot be removed.
-    pub fn leave(self) -> Result<()> {
+    pub fn leave(self, all_end: bool) -> Result<()> {
         drop(self.claims);
-        if flock(&self.folder, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if !all_end && flock(&self.folder, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(());
         }
         match fs::remove_dir_all(&self.path) {

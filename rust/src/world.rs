@@ -416,7 +416,7 @@ impl World {
         if self.broadcast_pieces(self.node, all_ready, what, interrupt)?[0] == 0
             && let Some(store) = opened.take()
         {
-            store.leave()?;
+            store.leave(false)?;
         }
         *self.store.lock().unwrap_or_else(PoisonError::into_inner) = opened;
         Ok(problem)
@@ -443,6 +443,7 @@ impl World {
         let deadline = std::thread::Builder::new().spawn(move || {
             std::thread::sleep(grace);
             if self.thread_level == 3 && self.is_active() {
+                leave_store(self, true);
                 let _ = self.mpi.abort(status);
             }
             // SAFETY: ends the process at once; the launcher ends the others.
@@ -455,9 +456,11 @@ impl World {
 
     /// Ends every rank of the job.
     pub fn abort_now(&self, status: c_int) {
-        if self.is_active()
-            && let Err(cause) = self.mpi.abort(status)
-        {
+        if !self.is_active() {
+            return;
+        }
+        leave_store(self, true);
+        if let Err(cause) = self.mpi.abort(status) {
             eprintln!("mpiimport: {cause}");
         }
     }
@@ -541,7 +544,7 @@ extern "C" fn in_finalize(_comm: usize, _keyval: c_int, _value: *mut c_void, _ex
     if world.left.swap(true, Ordering::AcqRel) {
         return 0;
     }
-    leave_store(world);
+    leave_store(world, false);
     for comm in world.leaders.into_iter().chain([world.node, world.comm]) {
         if let Err(cause) = world.mpi.comm_free(comm) {
             eprintln!("mpiimport: {cause}");
@@ -560,19 +563,19 @@ pub extern "C" fn at_exit() {
         (true, 0) if world.own => world.mpi.finalize(),
         (true, 0) => Ok(()),
         (true, status) => {
-            leave_store(world);
+            leave_store(world, true);
             world.mpi.abort(status)
         }
     };
     if let Err(cause) = ended {
         eprintln!("mpiimport: {cause}");
     }
-    leave_store(world);
+    leave_store(world, false);
 }
 
-fn leave_store(world: &World) {
+fn leave_store(world: &World, all_end: bool) {
     let store = world.store.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(Err(cause)) = store.map(Store::leave) {
+    if let Some(Err(cause)) = store.map(|store| store.leave(all_end)) {
         eprintln!("mpiimport: {cause}");
     }
 }
