@@ -79,3 +79,6 @@ def store_link(originals: list[str]) -> None:
 
 def is_truncated(path: str) -> bool:
     """Return whether a file is an ELF file that ends before its last segment does: loading it would end in a signal."""
+
+def release_memory() -> None:
+    """Give memory that is free back to the system."""

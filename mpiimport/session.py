@@ -59,6 +59,8 @@ class Session:
         if self.place is not None:
             self.policy = self.settings.policy
         self.finder.path_hooks = list(sys.path_hooks)
+        if self.is_root() and self.place is not None:
+            _core.release_memory()  # what the forecast has read: 20 MB for scipy
 
     def set_stable(self, folders: "Iterable[str]") -> None:
         """Set the folders whose modules do not change during a run, and with them how misses are asked."""

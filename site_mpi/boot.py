@@ -441,11 +441,15 @@ def execute_package(modules: "list[OwnModule]") -> None:
     """Make modules of ours importable and import them."""
     finder = PackageFinder(modules)
     sys.meta_path.insert(0, finder)
+    before = set(sys.modules)
     try:
         for fullname, *_ in modules:
             __import__(fullname)
     finally:
         sys.meta_path.remove(finder)
+    for fullname in set(sys.modules) - before:
+        if fullname.partition(".")[0] not in ("mpiimport", "site_mpi"):
+            del sys.modules[fullname]  # the root needs `opcode`; the program must find the same on every rank
 
 
 def end(status: int, message: str, *, speaks: bool, aborts: bool = True) -> "NoReturn":

@@ -74,6 +74,7 @@ class Start:
                 code = compile(read_code(os.path.abspath(file)), file, "exec", dont_inherit=True)
                 session.forecast(made, lambda forecast: forecast.follow_code(code, ""))
         session.broadcast_opening(made, "rank 0 to find and read what the program will import")
+        del made
         session.begin_program()
 
     def stages(self, kind: str, target: str) -> "program.Program":
@@ -89,6 +90,7 @@ class Start:
             made = session.new_opening()
             made.extra = self.forecast(made, kind, target).pack()
         received = session.broadcast_opening(made, "rank 0 to find and read what the program will import")
+        del made
         session.begin_program()
         return program.Program(*received.extra)
 

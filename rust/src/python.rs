@@ -318,6 +318,14 @@ fn is_truncated(py: Python<'_>, path: PathBuf) -> bool {
     py.detach(|| elf::is_truncated(&path))
 }
 
+/// Give memory that is free back to the system.
+#[pyfunction]
+fn release_memory(py: Python<'_>) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes the locks that it needs; no argument can be wrong.
+    py.detach(|| unsafe { libc::malloc_trim(0) });
+}
+
 /// A copy of `sys.flags` with `no_site` 0: what plain Python has, and what its children inherit.
 #[pyfunction]
 fn flags_with_site<'py>(py: Python<'py>, flags: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
@@ -388,7 +396,7 @@ mod _core {
     #[pymodule_export]
     use super::{
         abi_constants, abort, broadcast, broadcast_shared, closures, connect, deliver_files, filesystem_type,
-        flags_with_site, gather, is_active, is_truncated, needed, preload, store_claim, store_copy, store_link,
-        store_open, store_put,
+        flags_with_site, gather, is_active, is_truncated, needed, preload, release_memory, store_claim, store_copy,
+        store_link, store_open, store_put,
     };
 }
