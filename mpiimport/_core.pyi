@@ -4,8 +4,11 @@ from typing import Any
 
 __version__: str
 
-def abi_constants(abi: str) -> dict[str, int]:
-    """Return the constants of an ABI (`mpich`, `openmpi` or `mpiabi`) by their names in mpi.h."""
+def abi_constants(abi: str) -> dict[str, int | str]:
+    """Return the constants of an ABI (`mpich`, `openmpi` or `mpiabi`) by their names in mpi.h.
+
+    A handle that is the address of an exported object is that object's name.
+    """
 
 def abort(status: int, grace_s: float) -> None:
     """Abort the job with `status` when the interpreter ends, or after `grace_s` if it has not by then; 0: now."""
@@ -40,6 +43,9 @@ def gather(data: bytes, what: str) -> list[bytes] | None:
 
 def is_active() -> bool:
     """Return whether MPI may be spoken: connected, not in a forked child, and MPI_Finalize has not begun."""
+
+def is_first_on_host() -> bool:
+    """Return whether this is the first to ask of the ranks on this host: the one to say what all of them could."""
 
 def needed(path: str) -> tuple[list[str], list[str]]:
     """Return the names in DT_NEEDED of an ELF file, and the folders of its DT_RUNPATH or DT_RPATH."""

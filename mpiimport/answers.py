@@ -4,16 +4,18 @@ A question is a module's full name with the folders searched. Nothing here commu
 who asks: an answer is by construction what plain Python finds.
 """
 
+import _warnings
 import marshal
 import posix
 import sys
 from _frozen_importlib_external import ExtensionFileLoader, FileFinder, PathFinder, SourceFileLoader
+from time import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import CodeType
-    from typing import Optional
+    from typing import Any, Optional
 
     from typing_extensions import Buffer
 
@@ -55,39 +57,70 @@ class Answer:
         self.witnesses = witnesses
 
 
+SETTLED_S = 2.0
+"""Source younger than this may change without its bytecode becoming invalid."""
+
+
 class CapturingLoader(SourceFileLoader):
     """Gets code as `SourceFileLoader` does, and keeps the bytes that it came from."""
 
     bytecode = None
     writes = True
+    uses_bytecode = True
 
     def get_data(self, path: str) -> bytes:
         """Read a file; remember it if it is the bytecode."""
+        if path != self.path and not self.uses_bytecode:
+            raise FileNotFoundError(path)
         data = super().get_data(path)
         self.bytecode = None if path == self.path else data
         return data
 
+    def source_to_code(self, data: "Any", path: "Any", **keywords: int) -> "Any":  # type: ignore[override]
+        """Compile source, and leave no trace: it may never be imported.
+
+        Source that the compiler warns of is an error here, so that its import by the program shows the warning.
+        """
+        filters: Any = getattr(sys.modules.get("warnings", _warnings), "filters")  # noqa: B009
+        before = list(filters)
+        known = "unicodedata" in sys.modules
+        filters.insert(0, ("error", None, Warning, None, 0))
+        try:
+            return super().source_to_code(data, path, **keywords)
+        finally:
+            filters[:] = before
+            if not known:
+                sys.modules.pop("unicodedata", None)  # the compiler wants it for names that are not ASCII
+
     def set_data(self, path: str, data: "Buffer", *, _mode: int = 0o666) -> None:
-        """Write the bytecode of what was just compiled, where this rank is the one to do so."""
-        if self.writes:
+        """Write the bytecode of what was just compiled, where this rank is the one to do so.
+
+        Bytecode names its source's second and size only. The forecast compiles before the program runs, which may yet
+        write other source of that size in that second.
+        """
+        header = memoryview(data)
+        if self.writes and (header[4] or time() - int.from_bytes(header[8:12], "little") > SETTLED_S):
             super().set_data(path, data, _mode=_mode)
 
 
 def searched(path: "Sequence[str] | None") -> "list[str]":
-    """Return the folders that an import searches: `path`, or `sys.path` for None, relative entries made absolute."""
+    """Return the folders that an import searches: `path`, or `sys.path` for None, relative entries made absolute.
+
+    What is no string is left out, as `PathFinder` leaves it out.
+    """
     entries = sys.path if path is None else path
     for entry in entries:
         if type(entry) is not str or entry[:1] != "/":
             break
     else:
         return entries if type(entries) is list else list(entries)
-    current = posix.getcwd()
+    entries = [str.__str__(entry) for entry in entries if isinstance(entry, str)]
+    try:
+        current = posix.getcwd()
+    except OSError:  # the folder is gone: nothing is found there
+        return [entry for entry in entries if entry[:1] == "/" or is_hooked(entry)]
     return [
-        entry
-        if type(entry) is not str or entry[:1] == "/" or is_hooked(entry)
-        else current + "/" + entry
-        if entry
-        else current
+        entry if entry[:1] == "/" or is_hooked(entry) else current + "/" + entry if entry else current
         for entry in entries
     ]
 
@@ -98,48 +131,60 @@ def is_hooked(entry: str) -> bool:
 
 
 def ask(
-    fullname: str, path: "Sequence[str] | None", stable: "tuple[str, ...]", *, writes_bytecode: bool
+    fullname: str,
+    path: "Sequence[str] | None",
+    stable: "tuple[str, ...]",
+    *,
+    writes_bytecode: bool,
+    uses_bytecode: bool = True,
 ) -> "tuple[Answer, CodeType | None]":
     """Ask the real machinery. Return (answer, code object or None).
 
     `path` is None for a top-level module, else the parent's `__path__`. `stable` is the environment's folders, as a
-    tuple of prefixes that end in `/`: what lies below them does not change during a run.
+    tuple of prefixes that end in `/`: what lies below them does not change during a run. Without `uses_bytecode` the
+    source is compiled anew.
     """
     folders = list(searched(path))
     # Not find_spec: its namespace packages want their parent in sys.modules, where the forecast does not put it.
-    spec = PathFinder._get_spec(fullname, sys.path if path is None else path)  # type: ignore[attr-defined]
+    try:
+        spec = PathFinder._get_spec(fullname, sys.path if path is None else path)  # type: ignore[attr-defined]
+    except Exception:  # of a path hook: it is raised again where the module is imported
+        return Answer(folders, LOCAL), None
     if spec is None or (spec.loader is None and not spec.submodule_search_locations):
         return Answer(folders, MISSING, witnesses=witnesses(folders, None, stable)), None
     locations = spec.submodule_search_locations
     if locations is not None:
         locations = list(locations)
-    if spec.loader is None or (spec.origin is None and locations is not None):
+    if spec.loader is None:
         return Answer(folders, NAMESPACE, None, locations, None, witnesses(folders, None, stable)), None
     origin = spec.origin
     if type(spec.loader) is ExtensionFileLoader:
-        return Answer(folders, EXTENSION, origin, locations, None, witnesses(folders, origin, stable)), None
+        return Answer(folders, EXTENSION, origin, locations, None, witnesses(folders, origin, stable, locations)), None
     if type(spec.loader) is not SourceFileLoader or origin is None:
         return Answer(folders, LOCAL), None
     loader = CapturingLoader(fullname, origin)
-    loader.writes = writes_bytecode
+    loader.uses_bytecode = uses_bytecode
+    loader.writes = writes_bytecode or not uses_bytecode  # or what the forecast wrote would stay
     try:
         code = loader.get_code(fullname)
     except Exception:  # every rank that imports it meets the same error, and only that rank shows it
         return Answer(folders, LOCAL), None
     captured = memoryview(loader.bytecode)[16:] if loader.bytecode is not None else marshal.dumps(code)
-    return Answer(folders, SOURCE, origin, locations, captured, witnesses(folders, origin, stable)), code
+    return Answer(folders, SOURCE, origin, locations, captured, witnesses(folders, origin, stable, locations)), code
 
 
-def witnesses(folders: "list[str]", origin: "str | None", stable: "tuple[str, ...]") -> "tuple[Witness, ...]":
-    """Return what the answer rests on: see `Answer`."""
+def witnesses(
+    folders: "list[str]", origin: "str | None", stable: "tuple[str, ...]", locations: "list[str] | None" = None
+) -> "tuple[Witness, ...]":
+    """Return what the answer rests on: see `Answer`. `locations` are those of a package."""
     home = None
     if origin is not None:
         home = origin.rpartition("/")[0]
-        if home not in folders:
+        if locations is not None:
             home = home.rpartition("/")[0]
     found: list[Witness] = []
     for folder in folders:
-        if type(folder) is str and not (folder + "/").startswith(stable) and sys.path_importer_cache.get(folder):
+        if not (folder + "/").startswith(stable):
             found.append((folder, modified(folder), None))
         if folder == home:
             break

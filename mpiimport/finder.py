@@ -85,6 +85,7 @@ class Finder:
         """Return (answer, how it was found)."""
         session = self.session
         hooked = self.path_hooks is not None and sys.path_hooks != self.path_hooks
+        uses_bytecode = True
         if not hooked:
             folders = answers.searched(path)
             if type(folders) is not list:
@@ -93,12 +94,14 @@ class Finder:
                 answer = opening.answer(fullname, folders)
                 if answer is not None and not (self.confirms_missing and answer.kind is MISSING):
                     return answer, "opening"
+            # What changed since the forecast compiled it may have the second and the size of the old one.
+            uses_bytecode = not any(opening.foresaw(fullname, folders) for opening in self.openings)
         if policy == "lockstep" and session.is_connected():
             return lockstep.ask(session, fullname, path), "lockstep"
         if hooked or self.confirms_missing:
-            answer, shared = session.misses.ask_here(fullname, path), False
+            answer, shared = session.misses.ask_here(fullname, path, uses_bytecode=uses_bytecode), False
         else:
-            answer, shared = session.misses.ask(fullname, path)
+            answer, shared = session.misses.ask(fullname, path, uses_bytecode=uses_bytecode)
         if answer.kind == SOURCE and not shared:
             self.sources_read += 1
         if self.recorded is not None:

@@ -39,6 +39,7 @@ def prepare(finder: "Finder", spec: "ModuleSpec | None", path: "Sequence[str] | 
     execute = loader.exec_module
 
     def exec_module(module: "ModuleType") -> None:
+        del loader.exec_module  # a loader can be pickled and compared
         refuse_other_library(spec.origin, place)
         execute(module)
         check_world(module, place)

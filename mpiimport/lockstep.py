@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 def ask(session: "Session", fullname: str, path: "Sequence[str] | None") -> Answer:
     """Have the root find the answer for all. Collective. Raises ImportError where ranks ask different questions."""
-    what = "every rank to import `%s` (policy lockstep)" % fullname
     name = fullname.encode("utf-8", "surrogatepass")
+    what = "every rank to import `%s` (policy lockstep)" % name.decode("utf-8", "replace")
     mine = _imp.source_hash(0, name) + name[:120].ljust(120)
-    everyone = _core.gather(mine, what)
+    everyone = session.together(_core.gather, mine, what)
     message = None
     if everyone is not None:
         differing = [rank for rank, one in enumerate(everyone) if one != mine]
@@ -34,7 +34,7 @@ def ask(session: "Session", fullname: str, path: "Sequence[str] | None") -> Answ
             found = session.misses.ask_here(fullname, path)
             code = None if found.code is None else bytes(found.code)
             message = marshal.dumps((True, found.path, found.kind, found.origin, found.locations, code))
-    message = _core.broadcast(message, what)
+    message = session.together(_core.broadcast, message, what)
     session.broadcast_bytes += len(message)
     agreed, *fields = marshal.loads(message)
     if not agreed:

@@ -26,16 +26,18 @@ class Misses:
         self.shares = shares
         self.writes_bytecode = writes_bytecode
 
-    def ask_here(self, fullname: str, path: "Sequence[str] | None") -> Answer:
+    def ask_here(self, fullname: str, path: "Sequence[str] | None", *, uses_bytecode: bool = True) -> Answer:
         """Ask on this rank."""
-        return answers.ask(fullname, path, self.stable, writes_bytecode=self.writes_bytecode)[0]
+        return answers.ask(
+            fullname, path, self.stable, writes_bytecode=self.writes_bytecode, uses_bytecode=uses_bytecode
+        )[0]
 
-    def ask(self, fullname: str, path: "Sequence[str] | None") -> "tuple[Answer, bool]":
+    def ask(self, fullname: str, path: "Sequence[str] | None", *, uses_bytecode: bool = True) -> "tuple[Answer, bool]":
         """Ask once per host. Return (answer, whether another rank of this host gave it)."""
         question = (fullname, list(answers.searched(path)))
 
         def find() -> "tuple[Answer, Any]":
-            answer = self.ask_here(fullname, path)
+            answer = self.ask_here(fullname, path, uses_bytecode=uses_bytecode)
             code = None if answer.code is None else bytes(answer.code)
             return answer, (answer.kind, answer.origin, answer.locations, code, answer.witnesses)
 
@@ -46,7 +48,7 @@ class Misses:
             shared = Answer(question[1], *fields)
             if answers.holds(shared, fullname):
                 return shared, True
-        return self.ask_here(fullname, path), False
+        return self.ask_here(fullname, path, uses_bytecode=uses_bytecode), False
 
     def copy_native(self, origin: str) -> None:
         """Have an extension module that no opening brought in this host's node store, with its libraries."""

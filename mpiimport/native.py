@@ -173,6 +173,7 @@ def redirect_ctypes(spec: ModuleSpec, native: Native) -> None:
     execute = loader.exec_module
 
     def exec_module(module: "Any") -> None:
+        del loader.exec_module  # a loader can be pickled and compared
         execute(module)
         dlopen = module.dlopen
 

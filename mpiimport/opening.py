@@ -6,7 +6,12 @@ marshalled records and code. A rank unmarshals the index, and of the body only w
 
 import marshal
 import posix
-from _frozen_importlib_external import FileFinder, PathFinder
+import sys
+from _frozen_importlib_external import (  # type: ignore[attr-defined]
+    FileFinder,
+    PathFinder,
+    _get_supported_file_loaders,
+)
 
 from mpiimport import answers
 from mpiimport.answers import Answer
@@ -28,7 +33,7 @@ class Opening:
         self.stable = stable
         self.answers: dict[str, Answer] = {}
         self.listings: dict[str, frozenset[str] | None] = {}
-        self.changing: dict[str, int] = {}
+        self.changing: dict[str, int | None] = {}
         self.native: Any = ([], [], {}, {}, 0)
         self.extra: Any = None
 
@@ -47,7 +52,9 @@ class Opening:
                 stems = frozenset([name.partition(".")[0] for name in posix.listdir(folder)])
             except (FileNotFoundError, NotADirectoryError):
                 stems = frozenset() if importer is None and not is_file(folder) else None
-            except OSError:
+                if not (folder + "/").startswith(self.stable):
+                    self.changing[folder] = None
+            except (OSError, ValueError):
                 stems = None
         self.listings[folder] = stems
         return stems
@@ -94,9 +101,28 @@ class Received:
         self.paths: list[list[str]]
         self.records: dict[str, int]
         self.listings: dict[str, int]
-        self.changing: dict[str, int]
+        self.changing: dict[str, int | None]
         index = marshal.loads(view[8:start])
         self.paths, self.records, self.listings, self.changing, self.stable, self.native, self.extra = index
+
+    def cache_importers(self, folders: "list[str]") -> None:
+        """Have `PathFinder` know these folders, as it does in plain Python by the time a program adds path hooks."""
+        for folder in folders:
+            if folder in self.listings and folder not in sys.path_importer_cache:
+                if folder in self.changing:
+                    exists = self.changing[folder] is not None
+                else:
+                    exists = bool(marshal.loads(self.body[self.listings[folder] :]))
+                importer: Any = FileFinder(folder, *_get_supported_file_loaders()) if exists else None
+                sys.path_importer_cache[folder] = importer
+
+    def foresaw(self, fullname: str, folders: "list[str]") -> bool:
+        """Whether this opening has source for this question, though maybe not what is in the file by now."""
+        offset = self.records.get(fullname)
+        if offset is None:
+            return False
+        path, kind, *_ = marshal.loads(self.body[offset:])
+        return kind == answers.SOURCE and self.paths[path] == folders
 
     def answer(self, fullname: str, folders: "list[str]") -> "Answer | None":
         """Return the answer to a question, or None if the opening does not know it."""

@@ -79,9 +79,12 @@ class Session:
         """Add to an opening what `follow`, called with a `Forecast`, may lead to. Return what `follow` returns."""
         from mpiimport.forecast import Forecast
 
+        known = set(sys.path_importer_cache)
         forecast = Forecast(made, self.settings.timeout_s / 4)
         result = follow(forecast)
         forecast.finish()
+        for entry in set(sys.path_importer_cache) - known - set(sys.path):
+            del sys.path_importer_cache[entry]  # a hook that the program adds may want it
         made.native = self.native.plan(forecast.certain(), made.extensions())
         seconds = perf_counter() - forecast.began
         self.seconds["forecast"] = self.seconds.get("forecast", 0.0) + seconds
@@ -111,16 +114,33 @@ class Session:
 
     def deliver(self, names: "tuple[str, ...]") -> None:
         """Do what `mpiimport.deliver` does. Collective."""
-        what = "rank 0 to find and read `%s`" % "`, `".join(names)
+        shown = "`, `".join(names).encode("utf-8", "replace").decode()
+        what = "rank 0 to find and read `%s`" % shown
+        made = self.together(self.deliver_here, names, what)
+        if made.extra:
+            raise ModuleNotFoundError("No module named %r" % made.extra[0], name=made.extra[0])
+
+    def deliver_here(self, names: "tuple[str, ...]", what: str) -> "opening.Received":
+        """Make the opening on the root, and give it to every rank. Collective."""
         made = None
         if self.is_root():
             made = self.new_opening()
             made.extra = self.forecast(
                 made, lambda forecast: [name for name in names if not forecast.follow_root(name)]
             )
-        missing = self.broadcast_opening(made, what).extra
-        if missing:
-            raise ModuleNotFoundError("No module named %r" % missing[0], name=missing[0])
+        return self.broadcast_opening(made, what)
+
+    def together(self, step: "Callable[..., T]", *arguments: object) -> "T":
+        """Do one collective step while the program runs. If it fails here, the job ends.
+
+        The program may catch what is raised, but the others wait for this rank, and MPI may still own the buffers.
+        """
+        try:
+            return step(*arguments)
+        except BaseException as cause:
+            self.say_always("%s; ending the job." % (str(cause) or type(cause).__name__))
+            _core.abort(130 if isinstance(cause, KeyboardInterrupt) else 1, 0)
+            raise
 
     def say_always(self, message: str) -> None:
         """Write a line of ours to standard error."""

@@ -98,7 +98,7 @@ LOCAL_RANKS = (
 )
 
 END_S = 2.0
-"""How long other ranks leave the first one to say why all end."""
+"""How long the other ranks leave one of them to say why all end."""
 
 
 class UsageError(Exception):
@@ -131,35 +131,46 @@ class Settings:
         for option, _, value_name, default, _ in OPTIONS:
             name = option.replace("-", "_")
             value = chosen.pop(name, None)
-            source = "argument"
+            source = "--" + option
             if value is None:
                 source = "MPIIMPORT_" + name.upper()
                 value = environment(source) if name not in ("command", "module", "help", "version") else None
                 if value == "":
                     value = None
                 if value is not None and value_name is None:
-                    if not value.isdigit():
-                        raise UsageError("`%s=%s`: this is 0 or 1 (or 2, for verbose)" % (source, value))
+                    if not (value.isascii() and value.isdigit()):
+                        raise UsageError("%s is `%s`; set it to 1, or to 0 for off" % (source, value))
                     value = int(value)
-            setattr(self, name, default if value is None else value)
-            if name in CHOICES and value is not None and value not in CHOICES[name]:
-                raise UsageError("`%s` is no %s; choose one of %s" % (value, option, ", ".join(CHOICES[name])))
+            if value is None:
+                value = default
+            elif name in CHOICES:
+                check_choice(name, value, source)
+            if name == "timeout":
+                self.timeout_s = number(value, source, "of seconds above 0")
+            elif name == "store_limit":
+                self.store_limit_mb = number(value, source, "of megabytes", zero=True)
+            setattr(self, name, value)
         if chosen:
             raise UsageError("there is no setting `%s`" % "`, `".join(sorted(chosen)))
-        try:
-            self.timeout_s = float(self.timeout)
-            if not 0 < self.timeout_s < 1e9:
-                raise ValueError
-        except ValueError:
-            raise UsageError("`%s` is no number of seconds" % self.timeout) from None
-        try:
-            self.store_limit_mb = float(self.store_limit)
-            if not 0 <= self.store_limit_mb < 1e9:
-                raise ValueError
-        except ValueError:
-            raise UsageError("`%s` is no number of megabytes" % self.store_limit) from None
         if self.debug:
             self.policy = "local"
+
+
+def check_choice(name: str, value: str, source: str) -> None:
+    """Raise UsageError for a value that is not among the choices; `source` is the option or variable it came from."""
+    if value not in CHOICES[name]:
+        raise UsageError("%s is `%s`; choose one of %s" % (source, value, ", ".join(CHOICES[name])))
+
+
+def number(value: "str | float", source: str, what: str, *, zero: bool = False) -> float:
+    """Return a setting as a number. Raises UsageError."""
+    try:
+        result = float(value)
+    except ValueError:
+        result = -1.0
+    if not (0 < result < 1e9 or (zero and result == 0)):
+        raise UsageError("%s is `%s`; it must be a number %s" % (source, value, what))
+    return result
 
 
 def environment(name: str) -> "str | None":
@@ -200,7 +211,7 @@ def parse(arguments: "Sequence[str]", *, settings: "Settings | None" = None) -> 
             name, equals, value = argument[2:].partition("=")
             option = next((option for option in OPTIONS if option[0] == name), None)
             if option is None:
-                raise UsageError("there is no option --%s; python-mpi --help lists them" % name)
+                raise UsageError("there is no option --%s; python-mpi --help lists all" % name)
             ended = take(option, value if equals else None)
             continue
         letters = argument[1:]
@@ -219,7 +230,7 @@ def parse(arguments: "Sequence[str]", *, settings: "Settings | None" = None) -> 
                     arguments.pop(0)
                 break
             elif letter not in "bBEOPqsu" and settings is None:
-                raise UsageError("there is no option -%s; python-mpi --help lists them" % letter)
+                raise UsageError("there is no option -%s; python-mpi --help lists all" % letter)
     return Settings(**chosen), arguments
 
 
@@ -272,32 +283,45 @@ def say(message: str) -> None:
 
 def libmpi_candidates(settings: Settings, folder: str) -> "list[str]":
     """List where libmpi may be, in the order in which mpi4py searches; `folder` is where mpiimport is installed."""
-    chosen = settings.libmpi or environment("MPI4PY_LIBMPI")
-    if chosen:
-        return chosen.split(":")
     family = settings.implementation or (environment("MPI4PY_MPIABI") or "").lower().replace("-", "").replace("_", "")
-    if family == "mpiabi":
-        return ["libmpi_abi.so.1", "libmpi_abi.so.0"]
     names = {"mpich": ["libmpi.so.12"], "impi": ["libmpi.so.12"], "openmpi": ["libmpi.so.40"]}.get(
         family, ["libmpi.so", "libmpi.so.12", "libmpi.so.40"]
     )
+    chosen = settings.libmpi or environment("MPI4PY_LIBMPI")
+    if chosen:
+        candidates = []
+        for entry in chosen.split(":"):
+            candidates += ["%s/%s" % (entry, name) for name in names] if is_folder(entry) else [entry]
+        return candidates
+    if family == "mpiabi":
+        return ["libmpi_abi.so.1", "libmpi_abi.so.0"]
     candidates = []
     # A mpi4py that was built on this machine is linked to one library and no other will do.
     suffix = _imp.extension_suffixes()[0]
     for entry in [*sys.path[: next((i for i, e in enumerate(sys.path) if e.endswith(".zip")), 0)], folder]:
         if entry:
             candidates.append("needed-by:%s/mpi4py/MPI%s" % (entry, suffix))
-    prefixes = [sys.executable.rpartition("/")[0].rpartition("/")[0]]
-    if prefixes[0] in (sys.base_prefix, sys.base_exec_prefix) and not sys.flags.no_user_site:
-        home = environment("PYTHONUSERBASE") or environment("HOME")
-        if home:
-            prefixes.append(home if environment("PYTHONUSERBASE") else home + "/.local")
-    if sys.base_exec_prefix not in prefixes:
-        prefixes.append(sys.base_exec_prefix)
-    for prefix in prefixes:
-        if prefix not in ("", "/usr"):
-            candidates += ["%s/lib/%s" % (prefix, name) for name in names]
-    return candidates + names + (["libmpich.so.12"] if family in ("", "mpich") else [])
+    prefix = sys.executable.rpartition("/")[0].rpartition("/")[0]
+    outside = [sys.base_exec_prefix]
+    home = environment("HOME")
+    user = environment("PYTHONUSERBASE") or (home + "/.local" if home else None)
+    if user and not sys.flags.no_user_site:
+        outside.insert(0, user)
+    places = [folder + "/lib/" for folder in outside if folder not in ("", "/usr")]
+    if prefix in (sys.base_prefix, sys.base_exec_prefix):
+        places.append("")
+    else:  # an environment; whether it is open to what is outside stands in a file that only the root is to read
+        places[:0] = [prefix + "/lib/", ""]
+    candidates += [place + name for place in places for name in names]
+    return candidates + (["libmpich.so.12"] if family in ("", "mpich") else [])
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a folder at this path."""
+    try:
+        return posix.stat(path).st_mode & 0o170000 == 0o040000
+    except OSError:
+        return False
 
 
 def thread_level(settings: Settings) -> int:
@@ -308,10 +332,8 @@ def thread_level(settings: Settings) -> int:
         name = (environment("MPI4PY_RC_THREAD_LEVEL") or "multiple").lower()
         if threads in ("0", "n", "no", "f", "false", "off"):
             name = "single"
-    levels = CHOICES["thread_level"]
-    if name not in levels:
-        raise UsageError("`%s` is no thread level; choose one of %s" % (name, ", ".join(levels)))
-    return levels.index(name)
+        check_choice("thread_level", name, "MPI4PY_RC_THREAD_LEVEL")
+    return CHOICES["thread_level"].index(name)
 
 
 def load_core(folder: str) -> "Any":
@@ -331,11 +353,19 @@ def connect(settings: Settings, folder: str) -> "Place | None":
     if settings.local or settings.policy == "local":
         return None
     started_by = launcher()
+    if started_by is None and settings.require:
+        raise UsageError(
+            "no MPI launcher started this process, and --require or MPIIMPORT_REQUIRE asks for one. Use mpiexec or "
+            "srun."
+        )
     if started_by is None or started_by[1] == 1:
-        if settings.require:
-            raise UsageError("no MPI launcher started this process, and MPIIMPORT_REQUIRE is set. Use mpiexec or srun.")
         return None
     variable, size, family = started_by
+    if {family, settings.implementation} == {"mpich", "openmpi"}:
+        raise UsageError(
+            "--implementation or MPIIMPORT_IMPLEMENTATION is `%s`, but the launcher belongs to %s. Leave it out, or "
+            "use the mpiexec of %s." % (settings.implementation, family, settings.implementation)
+        )
     place: Place = load_core(folder).connect(
         libmpi_candidates(settings, folder),
         make_global=settings.implementation is not None,
@@ -420,7 +450,10 @@ def read_package(fullnames: "tuple[str, ...]", folder: str) -> "list[OwnModule]"
     for fullname in fullnames:
         locations = [folder + "/" + fullname] if "." not in fullname else None
         origin = folder + "/" + fullname.replace(".", "/") + ("/__init__.py" if locations else ".py")
-        code = SourceFileLoader(fullname, origin).get_code(fullname)
+        try:
+            code = SourceFileLoader(fullname, origin).get_code(fullname)
+        except (OSError, EOFError, SyntaxError) as cause:
+            raise RuntimeError("mpiimport is not installed as it should be: %s. Install it again." % cause) from None
         modules.append((fullname, origin, locations, marshal.dumps(code)))
     return modules
 
@@ -454,27 +487,42 @@ def execute_package(modules: "list[OwnModule]") -> None:
 
 def end(status: int, message: str, *, speaks: bool, aborts: bool = True) -> "NoReturn":
     """End this process, and the job if it is connected and `aborts`. If `speaks`, this rank gives the message."""
-    core: Any = sys.modules.get("mpiimport._core")
-    active = aborts and core is not None and core.is_active()
-    if not is_first() and active:
-        import time
-
-        time.sleep(END_S)  # the first rank's message comes before the job ends
     if speaks:
         say(message)
-    if active:
-        core.abort(status, 0)
+    if launcher() is not None:
+        import time
+
+        # The launcher may end the job with the first rank that ends: not before it is said, and forwarded.
+        try:
+            time.sleep(END_S / 4 if speaks else END_S)
+        except KeyboardInterrupt:
+            aborts = True  # twice: at once
+    if aborts:
+        abort(status, 0)
     sys.exit(status)
 
 
-def end_for(cause: Exception) -> "NoReturn":
-    """End this process for an error that is said in one sentence, by as few ranks as can know of it."""
-    if type(cause) is UsageError:  # the same on every rank
+def abort(status: int, grace_s: float) -> None:
+    """End the job, if this process is connected: see `_core.abort`."""
+    core: Any = sys.modules.get("mpiimport._core")
+    if core is not None and core.is_active():
+        core.abort(status, grace_s)
+
+
+def end_for(cause: BaseException) -> "NoReturn":
+    """End this process for what went wrong before the program: errors of ours in one sentence, said once."""
+    if isinstance(cause, UsageError):  # the same on every rank
         end(2, str(cause), speaks=is_first())
-    elif isinstance(cause, OSError):  # no MPI library: the same on every rank of a host
+    if isinstance(cause, OSError):  # no MPI library: the same on every rank of a host
         end(1, str(cause), speaks=is_first_on_host(), aborts=False)
-    else:
-        end(1, str(cause), speaks=True)
+    if type(cause) is RuntimeError or isinstance(cause, KeyboardInterrupt):  # any rank, and others of its host with it
+        core: Any = sys.modules.get("mpiimport._core")
+        first = core is None or core.is_first_on_host()
+        if isinstance(cause, RuntimeError):
+            end(1, str(cause), speaks=first)
+        end(130, "interrupted during the start.", speaks=first)
+    abort(1, END_S)
+    raise cause
 
 
 def own_folder() -> str:
@@ -506,7 +554,9 @@ def main() -> None:
             run_plain(settings, rest, arguments, folder)
             return
         load_package(place, folder)
-    except (UsageError, OSError, RuntimeError) as cause:
+    except SystemExit:
+        raise
+    except BaseException as cause:
         end_for(cause)
     from site_mpi import stages
 
@@ -551,7 +601,7 @@ def start_here() -> None:
             sys.path[:0] = path0
             return
         load_package(place, folder)
-    except (UsageError, OSError, RuntimeError) as cause:
+    except BaseException as cause:
         end_for(cause)
     from site_mpi import stages
 

@@ -3,7 +3,7 @@
 import marshal
 import sys
 import time
-from _frozen_importlib_external import SourceFileLoader
+from _frozen_importlib_external import SourceFileLoader, SourcelessFileLoader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,12 +93,15 @@ def prepare(kind: str, target: str) -> Program:
             return Program(kind, target, None, None, 2)
         path = absolute(target)
         if target.endswith(".pyc"):
-            code = SourcelessCode(target).get_code("__main__")
+            code = SourcelessFileLoader("__main__", target).get_code("__main__")  # type: ignore[assignment]
         else:
+            if b"\0" in data:
+                line = data.count(b"\n", 0, data.index(b"\0")) + 1
+                raise SyntaxError("source code cannot contain null bytes", (path, line, None, None))
             code = compile(data, path, "exec", dont_inherit=True)
         path0 = os.path.dirname(os.path.realpath(target)) if unsafe else None
         return Program(kind, path, path0, marshal.dumps(code))
-    except (SyntaxError, ValueError) as cause:  # ValueError: null bytes, in older Pythons
+    except (SyntaxError, ValueError) as cause:  # ValueError: null bytes in `-c`, in older Pythons
         show(cause, None)
         return Program(kind, target, None, None, 1)
 
@@ -109,14 +112,8 @@ def absolute(path: str) -> str:
 
     if path == ".":
         return os.getcwd()
+
     return path if path[:1] == "/" else os.getcwd() + "/" + path
-
-
-def SourcelessCode(path: str) -> "Any":  # noqa: N802
-    """Return a loader for a `.pyc` that is run as a script."""
-    from importlib.machinery import SourcelessFileLoader
-
-    return SourcelessFileLoader("__main__", path)
 
 
 def is_archive(path: str) -> bool:
@@ -150,7 +147,8 @@ def run(program: Program, session: "Session | None") -> None:
             )
         else:
             if program.kind == "script":
-                main["__loader__"] = SourceFileLoader("__main__", program.target)
+                kind = SourcelessFileLoader if program.target.endswith(".pyc") else SourceFileLoader
+                main["__loader__"] = kind("__main__", program.target)
                 main["__file__"] = program.target
             elif program.kind == "stdin":
                 main["__file__"] = "<stdin>"
@@ -160,6 +158,8 @@ def run(program: Program, session: "Session | None") -> None:
                 main["__cached__"] = None
             exec(marshal.loads(program.code or b""), main)
     except SystemExit as cause:
+        if session is not None and not session.is_root() and is_of_runpy(cause):
+            sys.exit(1)  # the root says why
         if session is not None and session.settings.abort_on_exit and session.place is not None:
             status = exit_status(cause)
             if status:
@@ -178,6 +178,14 @@ def remember_source(program: Program) -> None:
     by_code = hasattr(linecache, "_interactive_cache")
     code = marshal.loads(program.code or b"") if by_code else "<string>"
     linecache._register_code(code, program.source, "<string>")
+
+
+def is_of_runpy(cause: SystemExit) -> bool:
+    """Whether there is no such module: `runpy` itself raised this, before any code of the program ran."""
+    traceback = cause.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_code.co_name == "_run_module_as_main"
 
 
 def exit_status(cause: SystemExit) -> int:

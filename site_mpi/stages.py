@@ -91,8 +91,10 @@ class Start:
             made.extra = self.forecast(made, kind, target).pack()
         received = session.broadcast_opening(made, "rank 0 to find and read what the program will import")
         del made
+        prepared = program.Program(*received.extra)
+        received.cache_importers([os.getcwd() if prepared.path0 == "" else prepared.path0 or "", *sys.path])
         session.begin_program()
-        return program.Program(*received.extra)
+        return prepared
 
     def settle_paths(self) -> None:
         """Stage one: `site.main()`, which looks at the filesystem on the root alone. Collective."""
@@ -183,7 +185,7 @@ def guarded(session: Session, start: "Callable[[], T]") -> "T":
     try:
         return start()
     except BaseException as cause:
-        if type(cause) is RuntimeError:  # of the core: a sentence
+        if type(cause) is RuntimeError or isinstance(cause, KeyboardInterrupt):  # of the core: a sentence
             boot.end_for(cause)
         program.fail(cause, session)
 

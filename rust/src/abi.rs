@@ -122,7 +122,7 @@ pub const OPEN_MPI: Abi = Abi {
 };
 
 /// The symbols whose addresses are Open MPI's handles, in the order in which [`detect`] assigns them.
-const OPEN_MPI_HANDLES: [&str; 7] = [
+pub const OPEN_MPI_HANDLES: [&str; 7] = [
     "ompi_mpi_comm_world",
     "ompi_mpi_comm_self",
     "ompi_mpi_byte",

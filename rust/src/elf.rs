@@ -92,3 +92,106 @@ fn split(search_path: &str) -> Vec<String> {
         .map(str::to_owned)
         .collect()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::process::Command;
+
+    /// Builds a small library that needs libm.
+    fn library(folder: &Path, options: &[&str]) -> std::path::PathBuf {
+        let (source, library) = (folder.join("library.c"), folder.join("library.so"));
+        fs::write(
+            &source,
+            "double sqrt(double);\ndouble root(double x) { return sqrt(x); }\n",
+        )
+        .unwrap();
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-Wl,--no-as-needed", "-Wl,-soname,libroot.so.1"])
+            .args(options)
+            .arg("-o")
+            .args([&library, &source])
+            .arg("-lm")
+            .status()
+            .unwrap();
+        assert!(built.success());
+        library
+    }
+
+    #[test]
+    fn names_and_folders_are_those_that_the_linker_was_given() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = "-Wl,-rpath,$ORIGIN/../lib:/opt/lib";
+        let folders = ["$ORIGIN/../lib", "/opt/lib"];
+        for new in [true, false] {
+            let tags = if new {
+                "-Wl,--enable-new-dtags"
+            } else {
+                "-Wl,--disable-new-dtags"
+            };
+            let found = dynamic(&library(folder.path(), &[path, tags])).unwrap();
+            assert_eq!(found.soname.as_deref(), Some("libroot.so.1"));
+            assert_eq!(found.needed.first().map(String::as_str), Some("libm.so.6"));
+            assert_eq!(found.search_path(), folders);
+            assert_eq!(if new { &found.runpath } else { &found.rpath }, &folders);
+            assert!(if new { &found.rpath } else { &found.runpath }.is_empty());
+        }
+        let found = dynamic(&library(folder.path(), &[])).unwrap();
+        assert!(found.search_path().is_empty());
+    }
+
+    #[test]
+    fn this_program_needs_the_c_library() {
+        let found = dynamic(&std::env::current_exe().unwrap()).unwrap();
+        assert!(found.needed.iter().any(|name| name.starts_with("libc.so")), "{found:?}");
+        assert_eq!(found.soname, None);
+    }
+
+    #[test]
+    fn a_truncated_file_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = fs::read(library(folder.path(), &[])).unwrap();
+        assert!(parse(bytes.as_slice()).is_ok());
+        for length in (0..bytes.len()).step_by(61).chain([bytes.len() - 1]) {
+            assert!(parse(&bytes[..length]).is_err(), "{length} of {} bytes", bytes.len());
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_no_panic() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut bytes = fs::read(library(folder.path(), &["-Wl,-rpath,/opt/lib"])).unwrap();
+        for position in 0..bytes.len() {
+            let kept = bytes[position];
+            for damage in [0, 1, 0x7f, 0xff] {
+                bytes[position] = damage;
+                drop(parse(bytes.as_slice()));
+            }
+            bytes[position] = kept;
+        }
+    }
+
+    #[test]
+    fn what_is_no_library_is_an_error_that_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let library = library(folder.path(), &[]);
+        let file = folder.path().join("file");
+        let mut of_32_bits = fs::read(library).unwrap();
+        of_32_bits[4] = 1;
+        for bytes in [
+            &b""[..],
+            b"\x7fELF",
+            b"INPUT(libmpi.so.12)\n",
+            &[0xff; 4096],
+            &of_32_bits,
+        ] {
+            fs::write(&file, bytes).unwrap();
+            let cause = dynamic(&file).unwrap_err().to_string();
+            assert!(cause.contains(&file.display().to_string()), "{cause}");
+        }
+        assert!(dynamic(&folder.path().join("absent")).is_err());
+        assert!(dynamic(folder.path()).is_err());
+    }
+}

@@ -9,16 +9,9 @@ use log::debug;
 use std::ffi::{CStr, c_int, c_void};
 use std::path::{Path, PathBuf};
 
-/// The names under which MPI libraries are loaded; the standard ABI last, because mpi4py 4.1 cannot use it.
+/// What the names of MPI libraries begin with.
 #[cfg(not(feature = "linked-mpi"))]
-const SONAMES: [&str; 6] = [
-    "libmpi.so.12",
-    "libmpi.so.40",
-    "libmpich.so.12",
-    "libmpi.so",
-    "libmpi_abi.so.1",
-    "libmpi_abi.so.0",
-];
+const NAMES: [&str; 3] = ["libmpi.so", "libmpich.so", "libmpi_abi.so"];
 
 /// An opened library and where it lies.
 pub struct Opened {
@@ -65,7 +58,7 @@ pub fn open(candidates: &[String], launcher: Option<Family>, global: bool) -> Re
 
 fn open_one(name: &str, launcher: Option<Family>, scope: c_int) -> std::result::Result<Opened, String> {
     // SAFETY: running a library's initialisers is what loading MPI means; the user or the environment chose it.
-    let library = unsafe { Library::open(Some(name), RTLD_NOW | scope) }.map_err(|error| describe(&error))?;
+    let library = unsafe { Library::open(Some(name), RTLD_NOW | scope) }.map_err(|error| describe(name, &error))?;
     let path = library_path(&library).unwrap_or_else(|| PathBuf::from(name));
     preload_libfabric(&library, &path, scope);
     let mpi = Mpi::bind(library).map_err(|symbol| {
@@ -93,12 +86,39 @@ fn already_loaded() -> Option<Opened> {
         let path = library_path(&this).unwrap_or_default();
         return Mpi::bind(this).ok().map(|mpi| Opened { mpi, path });
     }
-    SONAMES.iter().find_map(|soname| {
+    loaded_objects().into_iter().find_map(|object| {
+        let name = object.file_name()?.to_string_lossy();
+        if !NAMES.iter().any(|prefix| name.starts_with(prefix)) {
+            return None;
+        }
         // SAFETY: RTLD_NOLOAD runs no initialiser.
-        let library = unsafe { Library::open(Some(*soname), RTLD_NOW | libc::RTLD_NOLOAD) }.ok()?;
+        let library = unsafe { Library::open(Some(&object), RTLD_NOW | libc::RTLD_NOLOAD) }.ok()?;
         let path = library_path(&library)?;
         Mpi::bind(library).ok().map(|mpi| Opened { mpi, path })
     })
+}
+
+/// The files that are loaded. To ask for each name with RTLD_NOLOAD would search every folder of LD_LIBRARY_PATH for it.
+#[cfg(not(feature = "linked-mpi"))]
+fn loaded_objects() -> Vec<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+
+    unsafe extern "C" fn note(info: *mut libc::dl_phdr_info, _size: usize, objects: *mut c_void) -> c_int {
+        // SAFETY: `loaded_objects` passes its list, and nobody else has it meanwhile.
+        let objects = unsafe { &mut *objects.cast::<Vec<PathBuf>>() };
+        // SAFETY: the dynamic loader passes a valid description for the time of the call.
+        let name = unsafe { (*info).dlpi_name };
+        if !name.is_null() {
+            // SAFETY: it is a C string that lives as long as the object is loaded, and that is during the call.
+            let name = unsafe { CStr::from_ptr(name) };
+            objects.push(PathBuf::from(std::ffi::OsStr::from_bytes(name.to_bytes())));
+        }
+        0
+    }
+    let mut objects: Vec<PathBuf> = Vec::new();
+    // SAFETY: `note` has the signature asked for and takes the list as its last argument.
+    unsafe { libc::dl_iterate_phdr(Some(note), (&raw mut objects).cast()) };
+    objects
 }
 
 /// The library that this build was linked to.
@@ -174,7 +194,7 @@ fn preload_libfabric(library: &Library, path: &Path, scope: c_int) {
     // SAFETY: as for libmpi itself.
     match unsafe { Library::open(Some(folder.join("libfabric.so.1")), RTLD_NOW | scope) } {
         Ok(libfabric) => std::mem::forget(libfabric),
-        Err(error) => debug!("libfabric of Intel MPI: {}", describe(&error)),
+        Err(error) => debug!("libfabric of Intel MPI: {}", describe("", &error)),
     }
 }
 
@@ -198,6 +218,10 @@ fn object_path(address: usize) -> Option<PathBuf> {
 }
 
 /// `libloading` says only "dlopen failed"; its source has the cause.
-fn describe(error: &libloading::Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+fn describe(name: &str, error: &libloading::Error) -> String {
+    let text = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    // The loader begins with the name that it was asked for, which is said already.
+    text.strip_prefix(name)
+        .and_then(|rest| rest.strip_prefix(": "))
+        .map_or(text.clone(), str::to_owned)
 }

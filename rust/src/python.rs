@@ -288,6 +288,12 @@ fn is_active() -> bool {
     world::joined().is_some_and(World::is_active)
 }
 
+/// Whether this is the first to ask of the ranks on this host: the one to say what all of them could.
+#[pyfunction]
+fn is_first_on_host() -> bool {
+    world::is_first_on_host()
+}
+
 /// Abort the job with `status`: when the interpreter ends, or after `grace_s` if it does not by then; 0 is at once.
 #[pyfunction]
 fn abort(py: Python<'_>, status: c_int, grace_s: f64) -> PyResult<()> {
@@ -353,10 +359,12 @@ fn flags_with_site<'py>(py: Python<'py>, flags: &Bound<'py, PyTuple>) -> PyResul
     }
 }
 
-/// The constants of an ABI by their names in mpi.h, for the test that compares them with the header.
+/// The constants of an ABI by their names in mpi.h, for the test that compares them with the header. A handle that is
+/// the address of an exported object is that object's name.
 #[pyfunction]
 fn abi_constants<'py>(py: Python<'py>, abi: &str) -> PyResult<Bound<'py, PyDict>> {
-    let abi = match family(abi)? {
+    let family = family(abi)?;
+    let abi = match family {
         Family::Mpich => abi::MPICH,
         Family::OpenMpi => abi::OPEN_MPI,
         Family::Standard => abi::STANDARD,
@@ -375,6 +383,22 @@ fn abi_constants<'py>(py: Python<'py>, abi: &str) -> PyResult<Bound<'py, PyDict>
         ("MPI_MAX_LIBRARY_VERSION_STRING", abi.max_library_version_string),
     ] {
         constants.set_item(name, value)?;
+    }
+    if family == Family::OpenMpi {
+        for (name, symbol) in [
+            "MPI_COMM_WORLD",
+            "MPI_COMM_SELF",
+            "MPI_BYTE",
+            "MPI_INFO_NULL",
+            "MPI_REQUEST_NULL",
+            "MPI_ERRORS_RETURN",
+            "MPI_COMM_NULL_COPY_FN",
+        ]
+        .iter()
+        .zip(abi::OPEN_MPI_HANDLES)
+        {
+            constants.set_item(name, symbol)?;
+        }
     }
     constants.set_item("MPI_COMM_TYPE_SHARED", abi.comm_type_shared)?;
     constants.set_item("MPI_UNDEFINED", abi.undefined)?;
@@ -396,7 +420,7 @@ mod _core {
     #[pymodule_export]
     use super::{
         abi_constants, abort, broadcast, broadcast_shared, closures, connect, deliver_files, filesystem_type,
-        flags_with_site, gather, is_active, is_truncated, needed, preload, release_memory, store_claim, store_copy,
-        store_link, store_open, store_put,
+        flags_with_site, gather, is_active, is_first_on_host, is_truncated, needed, preload, release_memory,
+        store_claim, store_copy, store_link, store_open, store_put,
     };
 }

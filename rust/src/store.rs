@@ -27,6 +27,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 const PREFIX: &str = "mpiimport-";
 const READY: &str = "ready";
+/// The extension of a store that is being removed while ranks still use it, because the job is being aborted.
+const GONE: &str = "gone";
 /// A folder without `ready` is between `mkdir` and `flock`, unless its maker died in those microseconds.
 const MAKING: Duration = Duration::from_secs(60);
 /// What is left for MPI's own use of /dev/shm: MPICH dies when that is full.
@@ -397,13 +399,20 @@ impl Store {
     /// It cannot be removed.
     pub fn leave(self, all_end: bool) -> Result<()> {
         drop(self.claims);
-        if !all_end && flock(&self.folder, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut path = self.path;
+        if all_end {
+            // The others may be adding to it: under another name they cannot.
+            let gone = path.with_extension(GONE);
+            if fs::rename(&path, &gone).is_ok() {
+                path = gone;
+            }
+        } else if flock(&self.folder, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(());
         }
-        match fs::remove_dir_all(&self.path) {
+        match fs::remove_dir_all(&path) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::new(format!(
                 "cannot remove the node store `{}`: {cause}",
-                self.path.display()
+                path.display()
             ))),
             _ => Ok(()),
         }
@@ -450,7 +459,8 @@ fn sweep(root: &Path) {
             .and_then(|metadata| metadata.modified())
             .ok()
             .and_then(|modified| SystemTime::now().duration_since(modified).ok());
-        if path.join(READY).exists() || age.is_some_and(|age| age > MAKING) {
+        let is_gone = path.extension().is_some_and(|extension| extension == GONE);
+        if is_gone || path.join(READY).exists() || age.is_some_and(|age| age > MAKING) {
             match fs::remove_dir_all(&path) {
                 Ok(()) => log::debug!("removed the abandoned node store `{}`", path.display()),
                 Err(cause) => log::debug!("cannot remove the abandoned node store `{}`: {cause}", path.display()),
@@ -475,4 +485,266 @@ fn open_own_folder(path: &Path) -> io::Result<OwnedFd> {
         ));
     }
     Ok(folder)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+
+    const SHORT: Duration = Duration::from_millis(50);
+
+    fn root() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    fn create(root: &tempfile::TempDir) -> Store {
+        Store::create(&[root.path().to_owned()]).unwrap()
+    }
+
+    /// A folder as a store leaves it whose ranks were all killed.
+    fn abandoned(root: &tempfile::TempDir, name: &str, ready: bool) -> PathBuf {
+        let path = root.path().join(name);
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::write(path.join("answer"), "left behind").unwrap();
+        if ready {
+            fs::write(path.join(READY), "").unwrap();
+        }
+        path
+    }
+
+    fn age(path: &Path, age: Duration) {
+        File::open(path).unwrap().set_modified(SystemTime::now() - age).unwrap();
+    }
+
+    #[test]
+    fn a_store_belongs_to_its_user_alone() {
+        let root = root();
+        let store = create(&root);
+        let metadata = fs::symlink_metadata(store.path()).unwrap();
+        assert_eq!(metadata.mode() & 0o7777, 0o700);
+        assert!(store.path().join(READY).exists());
+        Store::open(store.path()).unwrap();
+        for mode in [0o750, 0o705, 0o720] {
+            fs::set_permissions(store.path(), fs::Permissions::from_mode(mode)).unwrap();
+            assert!(Store::open(store.path()).is_err(), "mode {mode:o}");
+        }
+        fs::set_permissions(store.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        // Only root can give a folder away.
+        if chown(store.path(), Some(65534), None).is_ok() {
+            assert!(Store::open(store.path()).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_no_folder_is_refused() {
+        let root = root();
+        let store = create(&root);
+        let (link, file) = (root.path().join("link"), root.path().join("file"));
+        symlink(store.path(), &link).unwrap();
+        fs::write(&file, "").unwrap();
+        for path in [&link, &file, &root.path().join("absent")] {
+            let cause = Store::open(path).err().unwrap().to_string();
+            assert!(cause.contains(&path.display().to_string()), "{cause}");
+        }
+    }
+
+    #[test]
+    fn the_first_root_that_allows_it_is_used() {
+        let (absent, usable) = (root().path().join("absent"), root());
+        let store = Store::create(&[absent.clone(), usable.path().to_owned()]).unwrap();
+        assert_eq!(store.path().parent(), Some(usable.path()));
+        let file = usable.path().join("file");
+        fs::write(&file, "").unwrap();
+        let cause = Store::create(&[absent.clone(), file.clone()])
+            .err()
+            .unwrap()
+            .to_string();
+        for root in [absent, file] {
+            assert!(cause.contains(&root.display().to_string()), "{cause}");
+        }
+    }
+
+    #[test]
+    fn one_rank_finds_an_answer_and_others_get_it() {
+        let root = root();
+        let mut first = create(&root);
+        let mut second = Store::open(first.path()).unwrap();
+        assert_eq!(second.get("key").unwrap(), None);
+        assert_eq!(first.claim("key").unwrap(), Claim::Ours);
+        assert_eq!(second.claim("key").unwrap(), Claim::Taken);
+        assert_eq!(second.claim("other").unwrap(), Claim::Ours);
+        first.put("key", b"answer").unwrap();
+        assert_eq!(second.claim("key").unwrap(), Claim::Answered);
+        assert_eq!(second.get("key").unwrap().unwrap(), b"answer");
+        assert_eq!(first.claim("key").unwrap(), Claim::Answered);
+    }
+
+    #[test]
+    fn a_claim_can_be_given_up_and_dies_with_its_owner() {
+        let root = root();
+        let mut first = create(&root);
+        let mut second = Store::open(first.path()).unwrap();
+        let mut third = Store::open(first.path()).unwrap();
+        assert_eq!(first.claim("key").unwrap(), Claim::Ours);
+        first.release("key");
+        assert_eq!(second.claim("key").unwrap(), Claim::Ours);
+        drop(second);
+        assert_eq!(third.claim("key").unwrap(), Claim::Ours);
+        third.leave(false).unwrap();
+        assert_eq!(first.claim("key").unwrap(), Claim::Ours);
+    }
+
+    #[test]
+    fn a_wait_for_a_claim_ends_with_the_answer_or_in_time() {
+        let root = root();
+        let mut first = create(&root);
+        let mut second = Store::open(first.path()).unwrap();
+        assert_eq!(first.claim("key").unwrap(), Claim::Ours);
+        assert_eq!(claim_within(SHORT, || second.claim("key")).unwrap(), Claim::Taken);
+        let finding = std::thread::spawn(move || {
+            std::thread::sleep(SHORT);
+            first.put("key", b"answer").unwrap();
+            first
+        });
+        let long = Duration::from_secs(60);
+        assert_eq!(claim_within(long, || second.claim("key")).unwrap(), Claim::Answered);
+        finding.join().unwrap();
+    }
+
+    #[test]
+    fn the_last_to_leave_removes_the_store() {
+        let root = root();
+        let mut first = create(&root);
+        let second = Store::open(first.path()).unwrap();
+        let path = first.path().to_owned();
+        assert_eq!(first.claim("key").unwrap(), Claim::Ours);
+        first.leave(false).unwrap();
+        assert!(path.exists());
+        second.leave(false).unwrap();
+        assert!(!path.exists());
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_first_to_leave_removes_it_where_all_end() {
+        let root = root();
+        let first = create(&root);
+        let second = Store::open(first.path()).unwrap();
+        first.leave(true).unwrap();
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+        second.leave(true).unwrap();
+    }
+
+    #[test]
+    fn a_store_that_is_gone_is_no_error_for_who_leaves() {
+        let root = root();
+        let mut store = create(&root);
+        fs::remove_dir_all(store.path()).unwrap();
+        assert!(store.claim("key").is_err());
+        assert!(store.put("key", b"answer").is_err());
+        assert_eq!(store.get("key").unwrap(), None);
+        store.leave(false).unwrap();
+    }
+
+    #[test]
+    fn abandoned_stores_are_removed_and_others_are_not() {
+        let root = root();
+        let prefix = own_prefix();
+        let old = MAKING + Duration::from_secs(5);
+        let dead = abandoned(&root, &format!("{prefix}dead"), true);
+        let half_made = abandoned(&root, &format!("{prefix}half-made"), false);
+        let half_made_long_ago = abandoned(&root, &format!("{prefix}long-ago"), false);
+        age(&half_made_long_ago, old);
+        let others = abandoned(&root, "mpiimport-4294967294-other", true);
+        let open_to_all = abandoned(&root, &format!("{prefix}open"), true);
+        fs::set_permissions(&open_to_all, fs::Permissions::from_mode(0o777)).unwrap();
+        let target = abandoned(&root, "target", true);
+        symlink(&target, root.path().join(format!("{prefix}link"))).unwrap();
+        let living = create(&root);
+        let living_and_old = living.path().to_owned();
+        age(&living_and_old, old);
+        let next = create(&root);
+        for path in [&dead, &half_made_long_ago] {
+            assert!(!path.exists(), "{}", path.display());
+        }
+        for path in [
+            &half_made,
+            &others,
+            &open_to_all,
+            &target.join("answer"),
+            &living_and_old,
+        ] {
+            assert!(path.exists(), "{}", path.display());
+        }
+        assert_ne!(next.path(), living.path());
+    }
+
+    #[test]
+    fn a_file_is_shared_by_mapping_it_and_outlives_its_name() {
+        let root = root();
+        let (first, text) = (create(&root), b"shared by all");
+        let second = Store::open(first.path()).unwrap();
+        assert!(second.map("file", text.len()).is_err());
+        first.map_new("file", text.len()).unwrap().copy_from_slice(text);
+        assert!(second.map("file", text.len() + 1).is_err());
+        let mapped = second.map("file", text.len()).unwrap();
+        first.unlink("file").unwrap();
+        assert_eq!(mapped, text);
+        assert!(first.unlink("file").is_err());
+        first.map_new("empty", 0).unwrap();
+        assert_eq!(second.map("empty", 0).unwrap(), b"");
+    }
+
+    #[test]
+    fn what_has_no_room_leaves_nothing_behind() {
+        let root = root();
+        let store = create(&root);
+        assert!(store.map_new("file", 1 << 60).is_err());
+        assert!(store.receive(Path::new("/usr/lib/large.so"), 1 << 60).is_err());
+        assert!(!store.path().join("file").exists());
+        let copies = store.copy_path(Path::new("/usr/lib"));
+        assert_eq!(fs::read_dir(copies).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_copy_is_there_when_it_is_whole() {
+        const PAGE: usize = 65536;
+        let root = root();
+        let store = create(&root);
+        let original = Path::new("/opt/venv/lib/module.so");
+        let copy = store.copy_path(original);
+        assert_eq!(copy, store.path().join("root/opt/venv/lib/module.so"));
+        drop(store.receive(original, 10).unwrap());
+        assert_eq!(fs::read_dir(copy.parent().unwrap()).unwrap().count(), 0);
+        let incoming = store.receive(original, 2 * PAGE as u64).unwrap();
+        incoming.window(0, PAGE).unwrap().bytes().fill(b'a');
+        incoming.window(PAGE as u64, PAGE).unwrap().bytes().fill(b'b');
+        assert!(incoming.window(PAGE as u64, PAGE + 1).is_err());
+        assert!(!copy.exists() && !store.has_copy(original));
+        incoming.finish().unwrap();
+        assert!(store.has_copy(original));
+        let bytes = fs::read(&copy).unwrap();
+        assert_eq!((bytes.len(), bytes[PAGE - 1], bytes[PAGE]), (2 * PAGE, b'a', b'b'));
+    }
+
+    #[test]
+    fn a_link_stands_for_what_is_not_copied() {
+        let root = root();
+        let store = create(&root);
+        let (original, sibling) = (root.path().join("module.so"), root.path().join("sibling.so"));
+        fs::write(&original, "native").unwrap();
+        fs::write(&sibling, "beside it").unwrap();
+        store.copy(&original).unwrap();
+        for _ in 0..2 {
+            store.link(&original).unwrap();
+            store.link(&sibling).unwrap();
+        }
+        assert!(store.has_copy(&original) && !store.has_copy(&sibling));
+        assert_eq!(fs::read_link(store.copy_path(&sibling)).unwrap(), sibling);
+        assert_eq!(fs::read_to_string(store.copy_path(&original)).unwrap(), "native");
+        assert!(store.copy(&root.path().join("absent.so")).is_err());
+    }
 }

@@ -26,6 +26,9 @@ const PAUSE: Duration = Duration::from_micros(100);
 const EAGER_TESTS: u32 = 50;
 /// After this long, or half the time limit if that is less, a wait is worth a line.
 const NOTICE: Duration = Duration::from_secs(30);
+/// Hydra drops what it has not read of a rank's output when that rank calls MPI_Abort: tracebacks were cut short in
+/// one of 40 runs without a pause.
+const SETTLE: Duration = Duration::from_millis(100);
 /// One MPI call carries at most this much: `count` is an `int`, and a wait between pieces can be interrupted.
 const PIECE_BYTES: usize = 64 << 20;
 /// So much of a file is in the memory of a process while it is copied: a multiple of any page size.
@@ -454,15 +457,18 @@ impl World {
         }
     }
 
-    /// Ends every rank of the job.
+    /// Ends every rank of the job, this process at once: MPICH's `MPI_Abort` may return.
     pub fn abort_now(&self, status: c_int) {
         if !self.is_active() {
             return;
         }
         leave_store(self, true);
+        std::thread::sleep(SETTLE);
         if let Err(cause) = self.mpi.abort(status) {
             eprintln!("mpiimport: {cause}");
         }
+        // SAFETY: ends the process at once; the launcher ends the others.
+        unsafe { libc::_exit(status) };
     }
 
     fn wait<'a>(&'a self, interrupt: &'a mut Interrupt<'a>) -> Wait<'a> {
@@ -502,14 +508,14 @@ impl Wait<'_> {
             let waited = start.elapsed();
             if waited > self.timeout {
                 return Err(Error::new(format!(
-                    "rank {} on {} waited {} s for {what}",
+                    "rank {} on {} waited {} s for {what}.",
                     self.rank,
                     hostname(),
                     waited.as_secs()
                 )));
             }
             if waited > NOTICE.min(self.timeout / 2) && noticed.is_none() {
-                let first = first_on_host();
+                let first = first_on_host("notice");
                 if first.is_some() {
                     eprintln!(
                         "mpiimport: rank {} on {} has waited {} s for {what}.",
@@ -530,10 +536,16 @@ pub fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
+/// Whether this is the first to ask of the ranks that one launcher started on this host; it stays so until it ends.
+pub fn is_first_on_host() -> bool {
+    static FIRST: OnceCell<Option<UnixListener>> = OnceCell::new();
+    FIRST.get_or_init(|| first_on_host("end")).is_some()
+}
+
 /// Held by the first of the ranks that one launcher started on this host; without a file, and without MPI.
-fn first_on_host() -> Option<UnixListener> {
+fn first_on_host(subject: &str) -> Option<UnixListener> {
     let launcher = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
-    let name = format!("mpiimport-{}-{launcher}", rustix::process::getuid().as_raw());
+    let name = format!("mpiimport-{}-{launcher}-{subject}", rustix::process::getuid().as_raw());
     let address = SocketAddr::from_abstract_name(name).ok()?;
     UnixListener::bind_addr(&address).ok()
 }
@@ -564,6 +576,7 @@ pub extern "C" fn at_exit() {
         (true, 0) => Ok(()),
         (true, status) => {
             leave_store(world, true);
+            std::thread::sleep(SETTLE);
             world.mpi.abort(status)
         }
     };

@@ -232,6 +232,17 @@ CASES = {
             "sys_exit.py": "import sys; sys.exit(3)",
         },
     ),
+    "compiler-warns": Case(
+        """
+        def never():
+            import never_imported
+
+        import warned
+        say(warned.VALUE)
+        """,
+        {"warned.py": "VALUE = 1\nVALUE is 1", "never_imported.py": "VALUE = 1\nVALUE is 1"},
+        env={"PYTHONDONTWRITEBYTECODE": "1"},
+    ),
     "circular": Case(
         """
         import good_one
@@ -303,10 +314,12 @@ CASES = {
             say(str(cause))
         attempts()
         comm.Barrier()
+        before = os.stat(".")
         if rank == 1:
             for name in ("made", "made_package/__init__", "made_package/part", "existing/added", "computed",
                          "late/folder_to_come"):
                 write(name + ".py", "")
+            os.utime(".", ns=(before.st_atime_ns, before.st_mtime_ns))
         comm.Barrier()
         importlib.invalidate_caches()
         attempts()
@@ -597,6 +610,29 @@ CASES = {
             "last.py": "",
         },
     ),
+    "path-hooks-of-the-program": Case(
+        """
+        import importlib.machinery
+
+        class Changing(importlib.machinery.SourceFileLoader):
+            def source_to_code(self, data, path, **keywords):
+                return super().source_to_code(data + b"\\nCHANGED = True", path, **keywords)
+            def get_code(self, name):
+                return self.source_to_code(self.get_data(self.path), self.path)
+
+        sys.path_hooks.insert(0, importlib.machinery.FileFinder.path_hook((Changing, [".py"])))
+        import before, pkg.inner
+        say(hasattr(before, "CHANGED"), hasattr(pkg.inner, "CHANGED"), type(before.__loader__).__name__ == "Changing")
+        sys.path_importer_cache.clear()
+        import after, pkg.other
+        say(hasattr(after, "CHANGED"), hasattr(pkg.other, "CHANGED"), type(after.__loader__).__name__ == "Changing")
+        del sys.path_hooks[0]
+        sys.path_importer_cache.clear()
+        import last
+        say(hasattr(last, "CHANGED"))
+        """,
+        {name + ".py": "" for name in ("before", "pkg/__init__", "pkg/inner", "pkg/other", "after", "last")},
+    ),
     "odd-path-entries": Case(
         """
         import pathlib
@@ -737,6 +773,7 @@ CASES = {
 # Every rank imports the same in the same order.
 SYMMETRIC = (
     "circular",
+    "compiler-warns",
     "extensions",
     "missing-everywhere",
     "namespace",
@@ -761,7 +798,18 @@ def test_imports_are_plain_pythons(plain, name, policy):
     env = {"PYTHONHASHSEED": "0"} if policy == "lockstep" else None
     result = launch(CASES[name], folder, "python-mpi", "--policy", policy, env=env)
     assert said(result) == expected
-    assert result.stderr == stderr
+    assert sorted(result.stderr.splitlines()) == sorted(stderr.splitlines())
+
+
+@pytest.mark.parametrize("policy", ["opening", "locate"])
+def test_bytecode_of_the_forecast_is_not_used_for_other_source(tmp_path, policy):
+    case = CASES["rewrites-within-the-same-second"]
+    for _ in range(3):
+        assert said(launch(case, tmp_path, "python-mpi", "--policy", policy)) == [[0, 2, 2], [1, 2, 2]]
+        afterwards = mpis.run(
+            [mpis.BIN / "python", "-c", "import equal, old; print(equal.VALUE, old.VALUE)"], cwd=tmp_path
+        )
+        assert afterwards.stdout == "2 2\n", afterwards
 
 
 NUMPY = """

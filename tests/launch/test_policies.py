@@ -430,6 +430,8 @@ sys.stdout.write(json.dumps({
     "loader": type(__loader__).__name__.replace("Delivered", "SourceFile"),
     "spec": __spec__ and [__spec__.name, __spec__.origin], "annotations": sorted(globals().get("__annotations__", [])),
     "filters": [str(one) for one in __import__("warnings").filters], "executable": sys.executable,
+    "cached": globals().get("__cached__"), "builtins": type(__builtins__).__name__,
+    "is_main": vars(sys.modules["__main__"]) is globals(), "main_file": getattr(sys.modules["__main__"], "__file__", 0),
 }) + "\\n")
 """
 

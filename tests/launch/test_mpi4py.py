@@ -1,0 +1,250 @@
+"""mpi4py finds MPI running, on the same library and as it would have started it; what we do there cannot be seen."""
+
+import json
+
+import mpi as mpis
+import pytest
+
+PYTHONS = ("python", "python-mpi")
+
+SAY = """\
+import json, os, sys
+
+def say(*values):
+    sys.stdout.write(json.dumps(values, default=str) + "\\n")
+    sys.stdout.flush()
+
+"""
+
+
+def said(result):
+    """Return the lines of all ranks, sorted: each begins with its rank."""
+    assert result.returncode == 0, result
+    lines = sorted(map(json.loads, result.stdout.splitlines()), key=lambda line: line[0])
+    assert lines, result
+    return lines
+
+
+def same_as_plain(mpi, script, program, *options, ranks=2, **keywords):
+    """Run a program by plain Python and by ours, see that both say the same, and return it."""
+    path = script(SAY + program)
+    plain = mpi.run(ranks, "python", *options, path, **keywords)
+    ours = mpi.run(ranks, "python-mpi", *options, path, **keywords)
+    assert said(ours) == said(plain)
+    assert ours.stderr == plain.stderr
+    return said(ours)
+
+
+COMMUNICATORS = """
+from mpi4py import MPI
+
+for comm in (MPI.COMM_WORLD, MPI.COMM_SELF):
+    errors = comm.Get_errhandler()
+    say(
+        MPI.COMM_WORLD.rank, comm.size, comm.Get_name(), comm.group.size, comm.is_inter, comm.topology,
+        [errors == known for known in (MPI.ERRORS_RETURN, MPI.ERRORS_ARE_FATAL)],
+        [comm.Get_attr(key) for key in (MPI.TAG_UB, MPI.WTIME_IS_GLOBAL, MPI.UNIVERSE_SIZE, MPI.APPNUM)],
+        sorted(comm.Get_info().items()) if comm == MPI.COMM_SELF else None,
+    )
+say(
+    MPI.COMM_WORLD.rank, MPI.Is_initialized(), MPI.Is_finalized(), MPI.Is_thread_main(), MPI.Query_thread(),
+    MPI.Get_version(), MPI.Get_library_version(), MPI.Get_processor_name(), MPI.__file__, MPI.__spec__.origin,
+    [getattr(MPI.rc if hasattr(MPI, "rc") else __import__("mpi4py").rc, name) for name in ("initialize", "finalize")],
+)
+maps = {line.split()[-1] for line in open("/proc/self/maps") if "/libmpi" in line}
+say(MPI.COMM_WORLD.rank, sorted(maps))
+assert len(maps) == 1, maps
+"""
+
+
+@pytest.mark.parametrize("policy", ["opening", "lockstep"])
+def test_communicators_and_library_are_what_plain_python_sees(mpi, script, policy):
+    env = {"MPIIMPORT_POLICY": policy, "PYTHONHASHSEED": "0"}
+    same_as_plain(mpi, script, COMMUNICATORS, env=env)
+
+
+def test_our_messages_are_not_the_programs(two_mpis, script):
+    program = """
+from mpi4py import MPI
+
+comm = MPI.COMM_WORLD
+if comm.rank == 0:
+    import wave, xml.dom.minidom, numpy.fft
+    __import__("ftp" + "lib")
+quiet = [one.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG) for one in (comm, MPI.COMM_SELF) for _ in range(100)]
+comm.Barrier()
+if hasattr(sys, "mpiimport"):
+    sys.mpiimport.deliver("json.tool")
+requests = [comm.isend((comm.rank, turn), (comm.rank + 1) % comm.size, turn) for turn in range(20)]
+received = [comm.recv(source=MPI.ANY_SOURCE, tag=MPI.ANY_TAG) for _ in requests]
+MPI.Request.waitall(requests)
+import csv, decimal
+say(comm.rank, any(quiet), received, comm.Dup().allgather(comm.rank), comm.Iprobe())
+"""
+    assert len(same_as_plain(two_mpis, script, program, ranks=3)) == 3
+
+
+INITIALISE = """
+import mpi4py
+%s
+from mpi4py import MPI
+before = MPI.Is_initialized()
+result = MPI.%s
+say(MPI.COMM_WORLD.rank, MPI.Is_initialized(), result, MPI.COMM_WORLD.allreduce(1), MPI.%s.__name__)
+if not hasattr(sys, "mpiimport"):
+    assert not before
+%s
+say(MPI.COMM_WORLD.rank if not MPI.Is_finalized() else -1, MPI.Is_finalized())
+import wave
+"""
+
+
+@pytest.mark.parametrize("end", ["MPI.Finalize()", ""], ids=["finalize", "no-finalize"])
+@pytest.mark.parametrize("call", ["Init()", "Init_thread()", "Init_thread(required=MPI.THREAD_MULTIPLE)"])
+def test_program_may_initialise_mpi_itself(two_mpis, script, call, end):
+    chosen = "mpi4py.rc.initialize = False" if end else "mpi4py.rc.initialize, mpi4py.rc.finalize = False, True"
+    same_as_plain(two_mpis, script, INITIALISE % (chosen, call, call.partition("(")[0], end))
+
+
+def test_program_may_ask_before_it_initialises(two_mpis, script):
+    program = """
+from mpi4py import MPI
+if not MPI.Is_initialized():
+    MPI.Init_thread()
+say(MPI.COMM_WORLD.rank, MPI.COMM_WORLD.allreduce(1))
+MPI.Finalize()
+"""
+    same_as_plain(two_mpis, script, program, env={"MPI4PY_RC_INITIALIZE": "0"})
+
+
+def test_second_initialisation_fails_as_without_us(script):
+    program = """
+import mpi4py
+mpi4py.rc.initialize = False
+from mpi4py import MPI
+MPI.Init()
+try:
+    MPI.Init()
+except MPI.Exception as cause:
+    say(MPI.COMM_WORLD.rank, cause.Get_error_class())
+"""
+    path = script(SAY + program)
+    results = [mpis.MPICH.run(2, python, path) for python in PYTHONS]
+    assert len({result.returncode for result in results}) == 1, results
+    assert sorted(results[0].stdout) == sorted(results[1].stdout)
+
+
+LEVEL = "from mpi4py import MPI\nsay(MPI.COMM_WORLD.rank, MPI.Query_thread())\n"
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {},
+        {"MPI4PY_RC_THREADS": "0"},
+        {"MPI4PY_RC_THREADS": "false", "MPI4PY_RC_THREAD_LEVEL": "multiple"},
+        {"MPI4PY_RC_THREADS": "1", "MPI4PY_RC_THREAD_LEVEL": "single"},
+        {"MPI4PY_RC_THREAD_LEVEL": "funneled"},
+        {"MPI4PY_RC_THREAD_LEVEL": "serialized"},
+    ],
+    ids=lambda env: " ".join(name[10:] + "=" + value for name, value in env.items()),
+)
+def test_thread_level_is_the_one_mpi4py_would_ask_for(two_mpis, script, env):
+    same_as_plain(two_mpis, script, LEVEL, env=env)
+
+
+@pytest.mark.parametrize(("name", "level"), [*enumerate(["single", "funneled", "serialized", "multiple"])])
+def test_thread_level_of_our_option_comes_first(script, name, level):
+    result = mpis.MPICH.run(
+        2, "python-mpi", "--thread-level", level, script(SAY + LEVEL), env={"MPI4PY_RC_THREAD_LEVEL": "multiple"}
+    )
+    assert said(result) == [[0, name], [1, name]]
+
+
+RUN = """
+from mpi4py import MPI
+comm = MPI.COMM_WORLD
+say(comm.rank, sys.argv[1:], __name__)
+if comm.rank == 1:
+    %s
+comm.recv(source=1)
+"""
+
+
+@pytest.mark.parametrize("end", ["raise ValueError('the cause')", "sys.exit(3)", "import raises", "comm.Abort(4)"])
+def test_mpi4py_run_ends_the_job_when_one_rank_fails(two_mpis, script, end):
+    script("raise ValueError('the cause')", "raises.py")
+    path = script(SAY + RUN % end)
+    results = [two_mpis.run(2, python, "-m", "mpi4py.run", path, "a", "-b", timeout_s=30) for python in PYTHONS]
+    assert not any(result.timed_out for result in results), results
+    assert len({result.returncode for result in results}) == 1, results
+    assert results[0].returncode != 0
+    assert all('[1, ["a", "-b"], "__main__"]' in result.stdout for result in results), results
+    assert ("the cause" in results[1].stderr) == ("the cause" in results[0].stderr), results
+
+
+def test_mpi4py_run_passes_options_modules_and_commands_on(script, tmp_path):
+    script(
+        SAY + "from mpi4py import MPI\nsay(MPI.COMM_WORLD.rank, sys.argv, __name__, __spec__ and __spec__.name)\n",
+        "mod.py",
+    )
+    code = "import mod; mod.say(mod.MPI.COMM_WORLD.rank, mod.sys.argv)"
+    for arguments in (["-m", "mod", "a"], ["-c", code, "b"], ["--rc", "recv_mprobe=0", "mod.py", "c"]):
+        results = [mpis.MPICH.run(2, python, "-m", "mpi4py.run", *arguments, cwd=tmp_path) for python in PYTHONS]
+        assert said(results[1]) == said(results[0])
+
+
+FUTURES = """
+from mpi4py import MPI
+from mpi4py.futures import MPICommExecutor, MPIPoolExecutor
+
+def square(x):
+    import colorsys, beside
+    return x * x, colorsys.__name__, beside.__name__
+
+if __name__ == "__main__":
+    with %s as executor:
+        if executor is not None:
+            say(0, list(executor.map(square, range(6))), executor.submit(pow, 2, 5).result())
+            try:
+                executor.submit(int, "no number").result()
+            except ValueError as cause:
+                say(1, str(cause))
+"""
+
+
+@pytest.mark.parametrize(
+    ("executor", "options"), [("MPIPoolExecutor()", ["-m", "mpi4py.futures"]), ("MPICommExecutor()", [])]
+)
+def test_mpi4py_futures(two_mpis, script, executor, options):
+    script("", "beside.py")
+    heard = same_as_plain(two_mpis, script, FUTURES % executor, *options, ranks=3, timeout_s=30)
+    assert len(heard) == 2
+
+
+@pytest.mark.parametrize("child", ["python", "python-mpi"])
+def test_spawned_processes_are_a_world_of_their_own(script, child):
+    path = script(
+        SAY
+        + """
+from mpi4py import MPI
+
+parent = MPI.Comm.Get_parent()
+if parent == MPI.COMM_NULL:
+    others = MPI.COMM_WORLD.Spawn(sys.argv[1], [__file__], maxprocs=2)
+    say(MPI.COMM_WORLD.rank, others.Get_remote_size(), others.allreduce(1), MPI.COMM_WORLD.size)
+    others.Disconnect()
+else:
+    import wave, csv
+    parent.allreduce(len([wave, csv]))
+    parent.Disconnect()
+"""
+    )
+    plain = mpis.MPICH.run(2, "python", path, mpis.BIN / "python", timeout_s=20)
+    assert said(mpis.MPICH.run(2, "python-mpi", path, mpis.BIN / child, timeout_s=20)) == said(plain)
+
+
+def test_benchmark_of_mpi4py_says_the_same():
+    results = [mpis.MPICH.run(3, python, "-m", "mpi4py.bench", "helloworld") for python in PYTHONS]
+    assert results[1].returncode == 0, results
+    assert sorted(results[0].stdout.splitlines()) == sorted(results[1].stdout.splitlines())

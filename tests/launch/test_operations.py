@@ -1,0 +1,34 @@
+"""A rank that is not the root goes to the shared filesystem for libraries and for what was not foreseen only."""
+
+import shutil
+import sys
+
+import mpi as mpis
+import pytest
+
+sys.path.append(str(mpis.ROOT / "benchmarks"))
+
+import count
+import operations
+
+pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace, which CI has")
+
+
+@pytest.fixture(scope="module")
+def floors(tmp_path_factory):
+    return operations.floors_of(mpis.MPICH, tmp_path_factory.mktemp("floors"))
+
+
+@pytest.mark.parametrize("name", operations.PROGRAMS)
+def test_a_leaf_reads_no_module_that_was_foreseen(floors, tmp_path, name):
+    found = operations.measure(mpis.MPICH, operations.PROGRAMS[name], floors, tmp_path / name, ranks=())
+    root, leaf = found["root"], found["leaf"]
+    assert leaf.listed["code"] + leaf.listed["folders"] == []
+    assert leaf.counts["python"] <= len(count.below(floors["python"], operations.ENVIRONMENT))
+    assert leaf.counts["libraries"] <= root.counts["libraries"]
+    assert leaf.counts["libraries"] > 50, "this program loads extension modules"
+    assert len(leaf.missed) <= 15, leaf.missed
+    assert leaf.counts["misses"] <= 15 * len(leaf.missed), leaf.missed
+    # What MPI does in its own folder is not ours, what we do there is: an MPI may be installed in the environment.
+    ours = leaf.in_mpi_folder - sum(len(one) - len(count.below(one, operations.ENVIRONMENT)) for one in floors.values())
+    assert leaf.counts["start"] + max(0, ours) <= operations.START_LIMIT, leaf.listed["start"]
