@@ -303,7 +303,7 @@ def test_functions_without_other_ranks_do_nothing(script, ranks):
     [
         ("policy='nonsense'", "opening, lockstep, locate, local"),
         ("nonsense=1", "there is no setting `nonsense`"),
-        ("timeout='soon'", "`soon` is no number of seconds"),
+        ("timeout='soon'", "--timeout is `soon`; it must be a number of seconds"),
         ("thread_level='many'", "single, funneled, serialized, multiple"),
     ],
 )
@@ -626,8 +626,8 @@ def test_exit_of_one_rank_ends_the_job_where_asked_for(two_mpis, script, form):
         ("THREAD_LEVEL=nonsense", "single, funneled, serialized, multiple"),
         ("TIMEOUT=soon", "`soon`"),
         ("TIMEOUT=-1", "`-1`"),
-        ("VERBOSE=yes", "MPIIMPORT_VERBOSE=yes"),
-        ("DEBUG=x", "MPIIMPORT_DEBUG=x"),
+        ("VERBOSE=yes", "MPIIMPORT_VERBOSE is `yes`"),
+        ("DEBUG=x", "MPIIMPORT_DEBUG is `x`"),
         ("LIBMPI=/nowhere/libmpi.so", "/nowhere/libmpi.so"),
     ],
 )

@@ -62,12 +62,12 @@ def test_options_end_where_the_program_begins(line, chosen, rest):
         ("--policy", "--policy needs a value"),
         ("-W", "-W needs a value"),
         ("--debug=1", "--debug takes no value"),
-        ("-I nonsense", "`nonsense` is no implementation; choose one of mpich, openmpi, mpiabi"),
-        ("--policy=best", "`best` is no policy"),
-        ("--thread-level all", "`all` is no thread"),
-        ("--timeout soon", "`soon` is no number of seconds"),
-        ("--timeout 0", "`0` is no number of seconds"),
-        ("--timeout nan", "`nan` is no number of seconds"),
+        ("-I nonsense", "--implementation is `nonsense`; choose one of mpich, openmpi, mpiabi"),
+        ("--policy=best", "--policy is `best`; choose one of"),
+        ("--thread-level all", "--thread-level is `all`; choose one of"),
+        ("--timeout soon", "--timeout is `soon`; it must be a number of seconds"),
+        ("--timeout 0", "--timeout is `0`; it must be a number of seconds"),
+        ("--timeout nan", "--timeout is `nan`; it must be a number of seconds"),
     ],
 )
 def test_what_makes_no_sense_is_named(line, cause):
@@ -135,7 +135,7 @@ def test_the_thread_level_is_ours_or_what_mpi4py_would_ask_for(environment, opti
 
 def test_a_thread_level_of_mpi4py_that_makes_no_sense_is_named(environment):
     environment.set(MPI4PY_RC_THREAD_LEVEL="some")
-    with pytest.raises(UsageError, match="`some` is no thread level"):
+    with pytest.raises(UsageError, match="MPI4PY_RC_THREAD_LEVEL is `some`; choose one of"):
         boot.thread_level(Settings())
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import marshal
 import os
 import shutil
+import time
 import zipfile
 
 import pytest
@@ -170,6 +171,8 @@ def test_the_folders_searched_are_those_that_the_import_system_searches(folder, 
 
 
 def test_bytecode_is_written_only_where_it_should(folder):
+    long_ago = time.time() - 60
+    os.utime(folder / "module.py", (long_ago, long_ago))
     for writes in (False, True):
         answers.ask("module", [str(folder)], (), writes_bytecode=writes)
         assert (folder / "__pycache__").exists() is writes
