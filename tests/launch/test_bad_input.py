@@ -284,7 +284,6 @@ def libraries(tmp_path_factory):
     [
         ("missing", "No such file"),
         ("text", "ELF"),
-        ("folder", "libmpi.so.40: cannot open shared object file"),
         ("no-mpi", "`MPI_Initialized`"),
         ("old", "`MPI_Comm_idup`"),
     ],
