@@ -17,7 +17,7 @@ demo: $(VENV)/.built .mpi/mpich/.installed
 	@LD_LIBRARY_PATH=.mpi/mpich/lib PATH=$$PWD/$(IN_VENV):$$PWD/.mpi/mpich/bin:$$PATH \
 		timeout -k 5 120 mpiexec -n 4 python-mpi docs/demo.py
 
-test: test-rust $(VENV)/.built $(MPIS:%=.mpi/%/.installed)
+test: test-rust $(VENV)/.built $(MPIS:%=.mpi/%/.installed) .mpi/impi-devel/.installed
 	$(IN_VENV)/python -Im pytest --import-mode=importlib
 
 test-rust: .tools
@@ -59,6 +59,11 @@ $(VENV)/.built: $(SOURCES) $(VENV)/.tools
 # Each MPI in a folder of its own: MPICH and Intel MPI have a libmpi.so.12 each.
 .mpi/%/.installed: $(VENV)/.tools
 	$(IN_VENV)/python -m pip install --quiet --disable-pip-version-check --prefix .mpi/$* --ignore-installed "$*"
+	@touch $@
+
+# Intel's headers alone, for the test of the constants.
+.mpi/impi-devel/.installed: $(VENV)/.tools
+	$(IN_VENV)/python -m pip install --quiet --disable-pip-version-check --prefix .mpi/impi-devel --no-deps --ignore-installed impi-devel
 	@touch $@
 
 clean:

@@ -125,3 +125,15 @@ def test_a_library_of_another_launcher_never_makes_worlds_of_one_rank(launcher, 
         launcher.run(2, "sh", "-c", FIRST_IS_LATE, "python-mpi", *chosen, "-c", WHICH, env=env),
         "mpiimport: --implementation or MPIIMPORT_IMPLEMENTATION is `%s`, but the launcher belongs to" % family,
     )
+
+
+@pytest.mark.parametrize(
+    ("launcher", "library"), [(mpis.MPICH, mpis.OPENMPI), (mpis.OPENMPI, mpis.IMPI)], ids=["mpich", "openmpi"]
+)
+def test_a_loaded_library_of_another_launcher_never_makes_worlds_of_one_rank(launcher, library):
+    loaded = "LD_PRELOAD=%s" % library_of(library)
+    env = {"LD_LIBRARY_PATH": str(library.prefix / "lib")}
+    assert_refused(
+        launcher.run(2, "sh", "-c", FIRST_IS_LATE, "env", loaded, "python-mpi", "-c", WHICH, env=env),
+        "the launcher started 2 ranks, but `%s` sees only itself" % library_of(library),
+    )
