@@ -58,7 +58,7 @@ OPTIONS = (
     ("store", None, "WHEN", "auto", "copy native code to each host: always, never, or auto: from shared filesystems"),
     ("store-limit", None, "MB", "2000", "how much native code is copied to each host at the most, in megabytes"),
     ("stable", None, "PATHS", "", "folders, separated by colons, whose modules do not change during a run"),
-    ("abort-on-exit", None, None, 0, "sys.exit(n) with n other than 0 on one rank ends the job"),
+    ("abort-on-exit", None, None, 0, "sys.exit(n) with n other than 0 on one rank ends the job (of python-mpi)"),
     ("require", None, None, 0, "fail where there is no MPI, instead of running as plain Python"),
     ("local", None, None, 0, "leave MPI alone, for one program beside others in an MPI world"),
     ("help", "h", None, 0, "show this and exit"),
@@ -385,20 +385,20 @@ def connect(settings: Settings, folder: str) -> "Place | None":
 
 
 def agree(place: "Place") -> None:
-    """Make sure that every rank runs the same Python: code from one does not run on another. Collective."""
+    """Make sure that every rank runs the same Python and the same mpiimport. Collective."""
     core: Any = sys.modules["mpiimport._core"]
-    version = "Python %d.%d.%d" % sys.version_info[:3] + (" -" + "O" * sys.flags.optimize if sys.flags.optimize else "")
-    mine = (
-        version.encode()[:32].ljust(32) + place["host"].encode()[:64].ljust(64) + b"01"[place["local_rank"] == 0 :][:1]
-    )
+    options = " -" + "O" * sys.flags.optimize if sys.flags.optimize else ""
+    version = "Python %d.%d.%d%s with mpiimport %s" % (*sys.version_info[:3], options, core.__version__)
+    fields = (version, 48), (place["host"], 64), ("01"[place["local_rank"] == 0], 1)
+    mine = b"".join(text.encode()[:size].ljust(size) for text, size in fields)
     everyone = core.gather(mine, "every rank to say which Python it runs")
     problem = ""
     if everyone is not None:
-        place["hosts"] = sum(one[96:97] == b"1" for one in everyone)
+        place["hosts"] = sum(one[112:] == b"1" for one in everyone)
         differing = [
-            "rank %d on %s %s" % (rank, one[32:96].decode().strip(), one[:32].decode().strip())
+            "rank %d on %s %s" % (rank, one[48:112].decode("utf-8", "replace").strip(), one[:48].decode().strip())
             for rank, one in enumerate(everyone)
-            if one[:32] != mine[:32]
+            if one[:48] != mine[:48]
         ]
         if differing:
             problem = "rank 0 runs %s, but %s%s. Start all ranks with the same Python and the same options." % (

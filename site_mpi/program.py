@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from mpiimport.session import Session
     from site_mpi.boot import Settings
 
-FORWARD_S = 0.1
-"""A launcher that hears of the end first may drop what a rank wrote before it (MPICH 5: 1 of 320 under load)."""
+FORWARD_S = 0.5
+"""A launcher that hears of the end first may drop what a rank wrote before it (0.1 s is enough but under load)."""
 
 GRACE_S = 5.0
 """How long threads and exit functions of a program that failed may take before the job is ended all the same."""
@@ -134,6 +134,8 @@ def is_archive(path: str) -> bool:
 def run(program: Program, session: "Session | None") -> None:
     """Run the program as `__main__` and end this process as plain Python would, the job with it if it failed."""
     if program.status is not None:
+        if session is not None and session.place is not None:
+            time.sleep(FORWARD_S)
         sys.exit(program.status)
     if program.path0 is not None:
         sys.path.insert(0, program.path0)
