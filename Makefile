@@ -6,6 +6,8 @@ IN_VENV := $(VENV)/bin
 MPIS := mpich openmpi impi-rt
 SOURCES := $(shell find rust/src mpiimport site_mpi launcher -type f -not -path '*/__pycache__/*') \
 	Cargo.toml rust/Cargo.toml Cargo.lock pyproject.toml
+IN_SLOWFS := --manifest-path tests/hosts/slowfs/Cargo.toml
+SLOWFS := target/slowfs/release/slowfs
 
 # The user's settings must not change what is built and tested.
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME PYTHONUNBUFFERED PYTHONOPTIMIZE
@@ -17,7 +19,7 @@ demo: $(VENV)/.built .mpi/mpich/.installed
 	@LD_LIBRARY_PATH=.mpi/mpich/lib PATH=$$PWD/$(IN_VENV):$$PWD/.mpi/mpich/bin:$$PATH \
 		timeout -k 5 120 mpiexec -n 4 python-mpi docs/demo.py
 
-test: test-rust $(VENV)/.built $(MPIS:%=.mpi/%/.installed) .mpi/impi-devel/.installed
+test: test-rust $(VENV)/.built $(MPIS:%=.mpi/%/.installed) .mpi/impi-devel/.installed $(SLOWFS)
 	$(IN_VENV)/python -Im pytest --import-mode=importlib
 
 test-rust: .tools
@@ -27,6 +29,8 @@ lint: $(VENV)/.built
 	cargo fmt --check
 	cargo clippy --quiet --all-targets --no-default-features -- -D warnings
 	cargo clippy --quiet -- -D warnings
+	cargo fmt --check $(IN_SLOWFS)
+	cargo clippy --quiet --locked --target-dir target/slowfs $(IN_SLOWFS) -- -D warnings
 	$(IN_VENV)/ruff format --check
 	$(IN_VENV)/ruff check
 	$(IN_VENV)/mypy
@@ -54,6 +58,11 @@ $(VENV)/.built: $(SOURCES) $(VENV)/.tools
 	rm -rf target/wheels
 	$(IN_VENV)/maturin build --quiet --release --out target/wheels
 	$(IN_VENV)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall target/wheels/*.whl
+	@touch $@
+
+# The filesystem that simulated hosts share, in tests only.
+$(SLOWFS): $(shell find tests/hosts/slowfs -type f) | .tools
+	cargo build --quiet --release --locked --target-dir target/slowfs $(IN_SLOWFS)
 	@touch $@
 
 # Each MPI in a folder of its own: MPICH and Intel MPI have a libmpi.so.12 each.

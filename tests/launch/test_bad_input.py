@@ -10,7 +10,7 @@ import pytest
 
 LAUNCHERS_OWN = re.compile(
     r"Abort\(\d+\) on node.*"
-    r"|.*PMIX ERROR.*|\[warn\] .*"
+    r"|.*PMIX ERROR.*|\[warn] .*|\[[^]:]+:\d+\] (?:pmix|PMIX|prte|PRTE)_.*"
     r"|-{60,}\n(?:.|\n)*?\n-{60,}"
     r"|\[\S+ \[\[\d+,\d+\],\d+\] ORTE_ERROR_LOG.*"
 )
