@@ -58,13 +58,13 @@ def uninstall() -> None:
 def stop() -> None:
     """Make the imports of this rank local until `resume`. Not collective."""
     if _sessions.current is not None:
-        _sessions.current.override.policy = "local"
+        _sessions.current.stopped = True
 
 
 def resume() -> None:
     """Undo `stop`. Not collective."""
     if _sessions.current is not None:
-        _sessions.current.override.policy = None
+        _sessions.current.stopped = False
 
 
 class _Policy:

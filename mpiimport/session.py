@@ -31,6 +31,7 @@ class Session:
         self.place = place
         self.policy = "opening" if place is not None else "local"
         self.override = _local()
+        self.stopped = False
         self.broadcast_bytes = 0
         self.seconds: dict[str, float] = {}
         self.verbose = settings.verbose > 1 or (settings.verbose > 0 and self.is_root())
@@ -48,7 +49,7 @@ class Session:
 
     def current_policy(self) -> str:
         """Return the policy that holds in this thread."""
-        return getattr(self.override, "policy", None) or self.policy
+        return "local" if self.stopped else getattr(self.override, "policy", None) or self.policy
 
     def forecasts(self) -> bool:
         """Whether openings are made of what will be imported."""

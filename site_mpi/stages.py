@@ -196,8 +196,16 @@ def with_site() -> "Any":
 
 
 def environment_folders(site: "ModuleType") -> "list[str]":
-    """Return the folders of the interpreter and its environment: programs do not write modules there."""
-    folders = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, *site.PREFIXES}
+    """Return the folders where the interpreter and its environment keep modules: programs do not write them there.
+
+    The prefixes as a whole are not among them: an environment's may be the folder of a project, and `/usr` has room
+    for anything.
+    """
+    folders = {os.path.dirname(os.__file__), *site.getsitepackages()}
+    for prefix in {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, *site.PREFIXES}:
+        for lib in {"lib", "lib64", getattr(sys, "platlibdir", "lib")}:
+            folders.add("%s/%s/python%d.%d" % (prefix, lib, *sys.version_info[:2]))
+            folders.add("%s/%s/python%d%d.zip" % (prefix, lib, *sys.version_info[:2]))
     if site.ENABLE_USER_SITE and site.USER_SITE:
         folders.add(site.USER_SITE)
     return sorted(folders)

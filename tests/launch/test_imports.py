@@ -7,6 +7,7 @@ import py_compile
 import re
 import shutil
 import sysconfig
+import tempfile
 import textwrap
 import time
 import zipfile
@@ -288,6 +289,22 @@ CASES = {
             say(abs(numpy.fft.fft(numpy.ones(4))[0]))
         """,
         {"beside.py": "", "later.py": "VALUE = __file__"},
+    ),
+    "at-exit": Case(
+        """
+        import atexit
+
+        def late():
+            import beside, wave
+            say(beside.__file__, wave.__name__, importlib.import_module("color" + "sys").__name__)
+            try:
+                import absent
+            except ImportError as cause:
+                say(str(cause))
+
+        atexit.register(late)
+        """,
+        {"beside.py": ""},
     ),
     "writes-and-imports": Case(
         """
@@ -827,6 +844,13 @@ def test_imports_are_plain_pythons(plain, name, policy):
     result = launch(CASES[name], folder, "python-mpi", "--policy", policy, env=env)
     assert said(result) == expected
     assert complaints(result.stderr) == complaints(stderr)
+
+
+@pytest.mark.parametrize("name", ["rewrites-before-import", "shadows", "writes-and-imports"])
+def test_program_inside_the_environment_may_write_modules(plain, name):
+    with tempfile.TemporaryDirectory(dir=mpis.BIN.parent) as folder:
+        lines = said(launch(CASES[name], Path(folder, "project"), "python-mpi"))
+        assert str(lines).replace(str(Path(folder, "project")), str(plain(name)[0])) == str(plain(name)[1])
 
 
 @pytest.mark.parametrize("policy", ["opening", "locate"])

@@ -135,6 +135,7 @@ def test_deliver_that_the_root_does_not_join_ends_the_job(two_mpis, script):
 API = (
     SAY
     + """
+import threading
 from importlib.machinery import PathFinder
 before = list(sys.meta_path)
 assert (hasattr(sys, "mpiimport"), mpiimport.stats()) == (False, {})
@@ -148,12 +149,19 @@ def count(*names):
     after = mpiimport.stats()["modules"]
     return {how: after[how] - before[how] for how in after if after[how] != before[how]}
 
+def in_thread(name):
+    counted = []
+    thread = threading.Thread(target=lambda: counted.append(count(name)))
+    thread.start()
+    thread.join()
+    return counted[0]
+
 say(sys.mpiimport is mpiimport, PathFinder in sys.meta_path, len(sys.meta_path) == len(before))
 mpiimport.install()
 say(PathFinder in sys.meta_path, len(sys.meta_path) == len(before))
 say("opening", count("one"))
 mpiimport.stop()
-say("stopped", count("two"))
+say("stopped", count("two"), in_thread("ten"))
 mpiimport.resume()
 say("resumed", count("three"))
 
@@ -203,7 +211,7 @@ say(MPI.COMM_WORLD.allreduce(1) == size)
 """
 )
 
-MODULES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "computed")
+MODULES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "computed")
 
 
 @pytest.fixture
@@ -218,7 +226,7 @@ def modules(script):
         script("", "pkg/%s.py" % name)
 
 
-STATIC = "\ndef never():\n    import one, two, three, four, five, six, seven\n"
+STATIC = "\ndef never():\n    import one, two, three, four, five, six, seven, ten\n"
 
 
 @pytest.mark.usefixtures("modules")
@@ -228,7 +236,7 @@ def test_functions_in_a_program_that_plain_python_started(two_mpis, script):
         [True, False, True],
         [False, True],
         ["opening", {"opening": 1}],
-        ["stopped", {"local": 1}],
+        ["stopped", {"local": 1}, {"local": 1}],
         ["resumed", {"opening": 1}],
         ["nested", {"local": 1}],
         ["outer", {"local": 1}],
