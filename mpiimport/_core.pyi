@@ -16,8 +16,8 @@ def abort(status: int, grace_s: float) -> None:
 def broadcast(data: bytes | None, what: str) -> bytes:
     """Give every rank the root's bytes. Collective; `what` says in messages what is waited for."""
 
-def broadcast_shared(data: bytes | None, what: str) -> memoryview:
-    """Give every host the root's bytes, in memory that its ranks share until they end. Collective."""
+def broadcast_shared(parts: list[bytes] | None, what: str) -> memoryview:
+    """Give every host the root's bytes, in parts, in memory that its ranks share until they end. Collective."""
 
 def connect(
     libraries: list[str],

@@ -90,7 +90,7 @@ class Forecast:
             return None
         answer, code = answers.ask(fullname, path, self.opening.stable, writes_bytecode=True)
         self.visited[fullname] = answer
-        self.opening.answers[fullname] = answer
+        self.opening.add(fullname, answer)
         if code is not None:
             package = fullname if answer.locations is not None else parent
             installed = bool(answer.origin and answer.origin.startswith(self.opening.stable))

@@ -1,7 +1,7 @@
 """An opening: answers foreseen and found by the root, packed into one message that each host holds once.
 
 Format, between ranks that run the same Python: 8 bytes with the size of the index, the marshalled index, and a body of
-marshalled records and code. A rank unmarshals the index, and of the body only what its program asks for.
+marshalled records, code and files. A rank unmarshals the index, and of the body only what its program asks for.
 """
 
 import marshal
@@ -20,22 +20,32 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    Question = tuple[tuple[str, ...], str]
+
 
 class Opening:
-    """What the root puts together: answers by full name, and the folders whose every importable name is known.
+    """What the root puts together: answers by question, and the folders whose every importable name is known.
 
-    `listings` maps a folder to the first parts of its file names, up to a dot: a module whose name is not among them
-    is not there. `changing` maps folders outside the environment to their modification times in ns. `native` is what
-    `Native.plan` chose; `extra` is what travels with the opening for the one who asked for it.
+    A question is the folders searched and a full name. `listings` maps a folder to the first parts of its file names,
+    up to a dot: a module whose name is not among them is not there. `changing` maps folders outside the environment to
+    their modification times in ns. `files` and `folders` are data files and the names in folders that programs ask
+    for themselves, None for what is not there. `native` is what `Native.plan` chose; `extra` is what travels with the
+    opening for the one who asked for it.
     """
 
     def __init__(self, stable: "tuple[str, ...]") -> None:
         self.stable = stable
-        self.answers: dict[str, Answer] = {}
+        self.answers: dict[Question, Answer] = {}
         self.listings: dict[str, frozenset[str] | None] = {}
         self.changing: dict[str, int | None] = {}
+        self.files: dict[str, bytes | None] = {}
+        self.folders: dict[str, list[str] | None] = {}
         self.native: Any = ([], [], {}, {}, 0)
         self.extra: Any = None
+
+    def add(self, fullname: str, answer: Answer) -> None:
+        """Add the answer to a question."""
+        self.answers[tuple(answer.path), fullname] = answer
 
     def list_folder(self, folder: str) -> "frozenset[str] | None":
         """Return the first parts of the names in a folder; empty for one that does not exist, None where unknown."""
@@ -63,31 +73,30 @@ class Opening:
         """List the origins of the extension modules that were foreseen."""
         return [found.origin for found in self.answers.values() if found.kind == answers.EXTENSION and found.origin]
 
-    def pack(self, *, with_code: bool = True) -> bytes:
-        """Return the message; without the code of modules if every rank is to read that itself."""
-        body: list[bytes | memoryview] = []
+    def pack(self, *, with_code: bool = True) -> "list[bytes]":
+        """Return the message in parts; without the code of modules if every rank is to read that itself."""
+        body: list[bytes] = []
         end = 0
 
         def append(data: "bytes | memoryview") -> int:
             nonlocal end
-            body.append(data)
+            body.append(bytes(data))
             end += len(data)
             return end - len(data)
 
-        paths: dict[tuple[str, ...], int] = {}
-        records = {}
-        for fullname, found in self.answers.items():
+        records: dict[tuple[str, ...], dict[str, int]] = {}
+        for (path, fullname), found in self.answers.items():
             code = (append(found.code), len(found.code)) if with_code and found.code is not None else None
-            path = paths.setdefault(tuple(found.path), len(paths))
-            record = (path, found.kind, found.origin, found.locations, found.witnesses, code)
-            records[fullname] = append(marshal.dumps(record))  # type: ignore[arg-type]
+            record = (found.kind, found.origin, found.locations, found.witnesses, code)
+            records.setdefault(path, {})[fullname] = append(marshal.dumps(record))
         listings = {
             folder: append(marshal.dumps(stems)) for folder, stems in self.listings.items() if stems is not None
         }
-        index = marshal.dumps(
-            ([*map(list, paths)], records, listings, self.changing, self.stable, self.native, self.extra)
-        )
-        return b"".join([len(index).to_bytes(8, "little"), index, *body])
+        files = {path: data and (append(data), len(data)) for path, data in self.files.items()}
+        folders = {folder: names and append(marshal.dumps(names)) for folder, names in self.folders.items()}
+        fields = (records, listings, self.changing, self.stable, files, folders, self.native, self.extra)
+        index = marshal.dumps(fields)
+        return [len(index).to_bytes(8, "little"), index, *body]
 
 
 class Received:
@@ -98,12 +107,14 @@ class Received:
         start = 8 + int.from_bytes(view[:8], "little")
         self.body = view[start:]
         self.size_bytes = len(view)
-        self.paths: list[list[str]]
-        self.records: dict[str, int]
+        self.records: dict[tuple[str, ...], dict[str, int]]
         self.listings: dict[str, int]
         self.changing: dict[str, int | None]
-        index = marshal.loads(view[8:start])
-        self.paths, self.records, self.listings, self.changing, self.stable, self.native, self.extra = index
+        self.files: dict[str, tuple[int, int] | bytes | None]
+        self.folders: dict[str, int | list[str] | None]
+        fields = marshal.loads(view[8:start])
+        self.records, self.listings, self.changing, self.stable, *fields = fields
+        self.files, self.folders, self.native, self.extra = fields
 
     def cache_importers(self, folders: "list[str]") -> None:
         """Have `PathFinder` know these folders, as it does in plain Python by the time a program adds path hooks."""
@@ -116,23 +127,24 @@ class Received:
                 importer: Any = FileFinder(folder, *_get_supported_file_loaders()) if exists else None
                 sys.path_importer_cache[folder] = importer
 
+    def record(self, fullname: str, folders: "list[str]") -> "tuple[Any, ...] | None":
+        """Return what was foreseen of a question: (kind, origin, locations, witnesses, place of the code), or None."""
+        offset = self.records.get(tuple(folders), {}).get(fullname)
+        return None if offset is None else marshal.loads(self.body[offset:])
+
     def foresaw(self, fullname: str, folders: "list[str]") -> bool:
         """Whether this opening has source for this question, though maybe not what is in the file by now."""
-        offset = self.records.get(fullname)
-        if offset is None:
-            return False
-        path, kind, *_ = marshal.loads(self.body[offset:])
-        return kind == answers.SOURCE and self.paths[path] == folders
+        record = self.record(fullname, folders)
+        return record is not None and record[0] == answers.SOURCE
 
     def answer(self, fullname: str, folders: "list[str]") -> "Answer | None":
         """Return the answer to a question, or None if the opening does not know it."""
-        offset = self.records.get(fullname)
-        if offset is not None:
-            path, kind, origin, locations, witnesses, code = marshal.loads(self.body[offset:])
-            if self.paths[path] == folders:
-                data = self.body[code[0] : code[0] + code[1]] if code is not None else None
-                found = Answer(folders, kind, origin, locations, data, witnesses)
-                return found if not witnesses or answers.holds(found, fullname) else None
+        record = self.record(fullname, folders)
+        if record is not None:
+            kind, origin, locations, witnesses, code = record
+            data = self.body[code[0] : code[0] + code[1]] if code is not None else None
+            found = Answer(folders, kind, origin, locations, data, witnesses)
+            return found if not witnesses or answers.holds(found, fullname) else None
         name = fullname.rpartition(".")[2]
         for folder in folders:
             listed = self.listings.get(folder)

@@ -104,7 +104,7 @@ class Session:
         message = made.pack(with_code=self.settings.policy != "locate") if made is not None else None
         if self.place is None:
             assert message is not None, "a process without other ranks is its own root"
-            return opening.Received(message)
+            return opening.Received(b"".join(message))
         shared = _core.broadcast_shared(message, what)
         self.broadcast_bytes += len(shared)
         received = opening.Received(shared)  # on the root too: what it has read itself is not needed any more
@@ -168,7 +168,7 @@ class Session:
             "missed": list(finder.missed),
             "extensions": finder.extensions,
             "sources_read": finder.sources_read,
-            "foreseen": sum(len(one.records) for one in finder.openings),
+            "foreseen": sum(len(one) for opened in finder.openings for one in opened.records.values()),
             "broadcast_bytes": self.broadcast_bytes,
             "seconds": dict(self.seconds),
         }

@@ -109,11 +109,13 @@ class Start:
             run_site(site, record, recording=True)
             session.set_stable(environment_folders(site))
             made = session.new_opening()
-            made.answers, session.finder.recorded = session.finder.recorded, None
-            for answer in made.answers.values():  # they were found before it was known what is stable
+            recorded, session.finder.recorded = session.finder.recorded, None
+            for fullname, answer in recorded.items():
+                # It was found before it was known what is stable.
                 answer.witnesses = [one for one in answer.witnesses if not (one[0] + "/").startswith(session.stable)]
-            for folder in {folder for answer in made.answers.values() for folder in answer.path}:
-                made.list_folder(folder)
+                made.add(fullname, answer)
+                for folder in answer.path:
+                    made.list_folder(folder)
             made.extra = record
             if session.forecasts():
                 customs = ("sitecustomize", "usercustomize")

@@ -10,6 +10,7 @@ use crate::{closure, elf, store};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use std::ffi::{OsString, c_int};
 use std::path::PathBuf;
@@ -126,11 +127,16 @@ fn broadcast<'py>(py: Python<'py>, data: Option<&[u8]>, what: &str) -> PyResult<
     Ok(PyBytes::new(py, &received))
 }
 
-/// Give every host the root's bytes, in memory that its ranks share until they end. Collective.
+/// Give every host the root's bytes, in parts, in memory that its ranks share until they end. Collective.
 #[pyfunction]
-fn broadcast_shared<'py>(py: Python<'py>, data: Option<&[u8]>, what: &str) -> PyResult<Bound<'py, PyAny>> {
+fn broadcast_shared<'py>(
+    py: Python<'py>,
+    parts: Option<Vec<PyBackedBytes>>,
+    what: &str,
+) -> PyResult<Bound<'py, PyAny>> {
     let world = joined()?;
-    let received: &'static [u8] = waiting(py, |interrupt| world.broadcast_shared(data, what, interrupt))?;
+    let parts: Option<Vec<&[u8]>> = parts.as_ref().map(|parts| parts.iter().map(|part| &part[..]).collect());
+    let received: &'static [u8] = waiting(py, |interrupt| world.broadcast_shared(parts.as_deref(), what, interrupt))?;
     let size = ffi::Py_ssize_t::try_from(received.len()).map_err(|cause| PyValueError::new_err(cause.to_string()))?;
     // SAFETY: the memory is valid and unchanged until the process ends; PyBUF_READ is 0x100.
     unsafe {

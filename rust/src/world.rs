@@ -196,18 +196,21 @@ impl World {
             .map(|buffer| unsafe { Vec::from_raw_parts(buffer.as_mut_ptr(), buffer.len(), buffer.len()) })
     }
 
-    /// Gives every host the root's bytes, in memory that its ranks share; without a node store, in each rank's own.
+    /// Gives every host the root's parts, joined, in memory that its ranks share; without a node store, in each
+    /// rank's own.
     /// The memory is never given back: what it holds is used until the process ends. Collective.
     ///
     /// # Errors
     /// As all waits. The job cannot go on after it.
     pub fn broadcast_shared(
         &self,
-        data: Option<&[u8]>,
+        parts: Option<&[&[u8]]>,
         what: &str,
         interrupt: &mut Interrupt,
     ) -> Result<&'static [u8]> {
-        let size_bytes = self.broadcast_size(data.map(<[u8]>::len), what, interrupt)?;
+        let parts = parts.filter(|_| self.rank == 0);
+        let size_bytes = parts.map(|parts| parts.iter().map(|part| part.len()).sum());
+        let size_bytes = self.broadcast_size(size_bytes, what, interrupt)?;
         let mut mapped = None;
         if let Some(leaders) = self.leaders {
             if self.local_size > 1 {
@@ -221,8 +224,11 @@ impl World {
             }
             let is_mapped = mapped.is_some();
             let buffer = mapped.unwrap_or_else(|| vec![0; size_bytes].leak());
-            if let Some(data) = data.filter(|_| self.rank == 0) {
-                buffer.copy_from_slice(data);
+            let mut rest = &mut *buffer;
+            for part in parts.unwrap_or_default() {
+                let (place, after) = rest.split_at_mut(part.len());
+                place.copy_from_slice(part);
+                rest = after;
             }
             let buffer = self.broadcast_pieces(leaders, buffer, what, interrupt)?;
             let announced = vec![u8::from(is_mapped)].leak();

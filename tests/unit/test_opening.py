@@ -33,8 +33,8 @@ def made(folders, *names, stable=()):
     for folder in folders:
         opening.list_folder(folder)
     for name in names:
-        opening.answers[name] = answers.ask(name, folders, stable, writes_bytecode=False)[0]
-    return Received(opening.pack())
+        opening.add(name, answers.ask(name, folders, stable, writes_bytecode=False)[0])
+    return Received(b"".join(opening.pack()))
 
 
 def ask(opening, name, *folders):
@@ -68,8 +68,8 @@ def test_every_kind_of_answer_survives_the_journey(folder):
 def test_code_can_stay_behind(folder):
     opening = Opening(())
     opening.extra = ("something", [1, b"2"])
-    opening.answers["module"] = answers.ask("module", [str(folder)], (), writes_bytecode=False)[0]
-    received = Received(opening.pack(with_code=False))
+    opening.add("module", answers.ask("module", [str(folder)], (), writes_bytecode=False)[0])
+    received = Received(b"".join(opening.pack(with_code=False)))
     answer = received.answer("module", [str(folder)])
     assert (answer.code, answer.origin) == (None, str(folder / "module.py"))
     assert received.extra == opening.extra
