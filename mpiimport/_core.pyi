@@ -88,3 +88,34 @@ def is_truncated(path: str) -> bool:
 
 def release_memory() -> None:
     """Give memory that is free back to the system."""
+
+def note(question: bytes) -> None:
+    """Take note of a question, a line of fields separated by tabs, if this process takes notes."""
+
+def take_notes(path: str | None, header: bytes, earlier: dict[bytes, int]) -> None:
+    """From now on, take note of questions; the root keeps those of all ranks in the file `path` when MPI ends.
+
+    `header` stands before the questions in the file; `earlier` are the questions of earlier runs, with the number of
+    runs since each was asked. Collective; ranks other than the root pass None.
+    """
+
+class Modules:
+    """Finds and reads modules as `importlib` would, many at once."""
+
+    def __new__(
+        cls, extension_suffixes: list[str], magic: bytes, bytecode_suffix: str, pycache_prefix: str | None
+    ) -> Modules:
+        """Say how this Python names and marks files; `bytecode_suffix` follows a module's name: `.cpython-311.pyc`."""
+
+    def find(self, questions: list[tuple[list[str], list[str]]]) -> list[tuple[Any, ...] | None]:
+        """Answer questions, each some folders and some last parts of names, name after name.
+
+        An answer is (kind, origin, locations, marshalled code, (the source's time of modification in ns, size in
+        bytes)), or None where `importlib` itself has to be asked.
+        """
+
+    def folders(self) -> dict[str, tuple[int | None, frozenset[str]]]:
+        """Return each folder that was looked at: (time of modification in ns or None, its names up to a dot)."""
+
+    def list(self, folders: list[str]) -> None:
+        """List folders that no question has led to."""

@@ -13,7 +13,7 @@ from time import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import CodeType
     from typing import Any, Optional
 
@@ -174,22 +174,31 @@ def ask(
 
 
 def witnesses(
-    folders: "list[str]", origin: "str | None", stable: "tuple[str, ...]", locations: "list[str] | None" = None
+    folders: "list[str]",
+    origin: "str | None",
+    stable: "tuple[str, ...]",
+    locations: "list[str] | None" = None,
+    folder_modified: "Callable[[str], int | None] | None" = None,
+    origin_state: "tuple[int | None, int | None] | None" = None,
 ) -> "tuple[Witness, ...]":
-    """Return what the answer rests on: see `Answer`. `locations` are those of a package."""
+    """Return what the answer rests on: see `Answer`. `locations` are those of a package.
+
+    What is known already of the folders and of the origin need not be looked at.
+    """
     home = None
     if origin is not None:
         home = origin.rpartition("/")[0]
         if locations is not None:
             home = home.rpartition("/")[0]
+    look = folder_modified or modified
     found: list[Witness] = []
     for folder in folders:
         if not (folder + "/").startswith(stable):
-            found.append((folder, modified(folder), None))
+            found.append((folder, look(folder), None))
         if folder == home:
             break
     if found and origin is not None and found[-1][0] == home:
-        found.append((origin, *modified_and_size(origin)))
+        found.append((origin, *(origin_state or modified_and_size(origin))))
     return tuple(found)
 
 

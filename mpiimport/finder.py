@@ -90,6 +90,7 @@ class Finder:
             folders = answers.searched(path)
             if type(folders) is not list:
                 folders = list(folders)
+            session.note("module", fullname, *folders)
             for opening in self.openings:
                 answer = opening.answer(fullname, folders)
                 if answer is not None and not (self.confirms_missing and answer.kind is MISSING):

@@ -1,23 +1,35 @@
-"""The forecast of a first run: the root follows import statements through the bytecode and executes nothing."""
+"""The forecast: the root finds what the program is expected to ask, by the profile of an earlier run or by a scan.
+
+The scan follows import statements through the bytecode and executes nothing. What is found is found and read by many
+threads in the core, where it is ordinary, and by the real machinery of `importlib` otherwise.
+"""
 
 import _imp
+import marshal
 import posix
 import sys
 from _frozen_importlib import BuiltinImporter
+from _frozen_importlib_external import (
+    MAGIC_NUMBER,
+    FileFinder,
+    cache_from_source,
+)
 from time import perf_counter
 
-from mpiimport import answers, scan
+from mpiimport import _core, answers, scan
+from mpiimport.answers import Answer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import CodeType
+    from typing import Any
 
-    from mpiimport.answers import Answer
-    from mpiimport.opening import Opening
+    from mpiimport.opening import Opening, Question
 
 
 class Forecast:
-    """Adds to an opening what code may import, and what that may import in turn.
+    """Adds to an opening what a program may ask.
 
     Import statements inside functions count. One is left out: where an installed package imports another one inside a
     function, it can do without it. For numpy and scipy that is half of all code, and not one module that is used.
@@ -30,10 +42,15 @@ class Forecast:
         self.limit_s = limit_s
         self.stopped = False
         self.visited: dict[str, Answer | None] = {}
-        self.waiting: list[tuple[str, str]] = []
+        self.waiting: list[str] = []
         self.roots: set[str] = set()
         self.executed: dict[str, list[str]] = {}
         self.standard = standard_names()
+        self.sure: list[str] = []
+        self.hooks = foreign_hooks()
+        self.states: dict[Question, tuple[int, int] | None] = {}
+        suffix = cache_from_source("/m.py").rpartition("/m")[2]
+        self.modules = _core.Modules(_imp.extension_suffixes(), MAGIC_NUMBER, suffix, sys.pycache_prefix)
 
     def follow_code(self, code: "CodeType", package: str, fullname: str = "", *, installed: bool = False) -> None:
         """Take note of the import statements of module `fullname`, whose code runs inside `package` ("" for none)."""
@@ -52,70 +69,155 @@ class Forecast:
                 top = base.partition(".")[0]
                 if top != own and top not in self.standard:
                     continue
-            names = [base + "." + attribute for attribute in fromlist or () if attribute != "*"]
+            names = [base, *(base + "." + attribute for attribute in fromlist or () if attribute != "*")]
             if not nested:
-                executed.append(base)
                 executed += names
-            self.waiting.append((base, ""))
-            self.waiting += [(base, attribute) for attribute in fromlist or () if attribute != "*"]
+            for one in names:
+                self.follow_name(one)
 
-    def follow_name(self, fullname: str) -> "Answer | None":
-        """Foresee the import of a module and of the packages it is in. Return its answer, or None if it has none."""
-        if fullname in self.visited:
-            return self.visited[fullname]
-        parent, _, name = fullname.rpartition(".")
-        self.visited[fullname] = None
-        path = None
-        if parent:
-            above = self.follow_name(parent)
-            path = getattr(sys.modules.get(parent), "__path__", None) or (above.locations if above else None)
-            if path is None:
-                return None
-            path = list(path)
-        elif BuiltinImporter.find_spec(fullname):
-            return None
-        if _imp.is_frozen(fullname):
-            if fullname not in sys.modules:
-                package = fullname if _imp.is_frozen_package(fullname) else parent
-                self.follow_code(_imp.get_frozen_object(fullname), package, fullname, installed=True)
-            return None
-        for folder in answers.searched(path):
-            stems = self.opening.list_folder(folder)
-            if stems is None or name in stems:
-                break
-        else:
-            return None  # the opening's listings say so
+    def follow_name(self, fullname: str) -> None:
+        """Foresee the import of a module and of the packages it is in."""
+        if fullname not in self.visited:
+            parent = fullname.rpartition(".")[0]
+            if parent:
+                self.follow_name(parent)
+            self.visited[fullname] = None
+            self.waiting.append(fullname)
+
+    def follow_roots(self, fullnames: "Iterable[str]") -> None:
+        """Foresee the import of modules that are asked for by name."""
+        for fullname in fullnames:
+            self.roots.add(fullname)
+            self.follow_name(fullname)
+
+    def follow_questions(self, questions: "Iterable[Question]") -> None:
+        """Foresee just these questions."""
+        asked = list(questions)
+        for question, (answer, _) in zip(asked, self.find(asked)):
+            if answer is not None:
+                if answer.kind != answers.MISSING:
+                    self.opening.add(question[1], answer)
+                if answer.kind == answers.EXTENSION and answer.origin is not None:
+                    self.sure.append(answer.origin)
+
+    def finish(self) -> None:
+        """Follow all that was taken note of, and complete the opening."""
+        while self.waiting and not self.is_late():
+            self.follow_waiting()
+        for folder, (modified_ns, stems) in self.modules.folders().items():
+            self.opening.listings[folder] = stems
+            if not (folder + "/").startswith(self.opening.stable):
+                self.opening.changing[folder] = modified_ns
+        for question, state in self.states.items():
+            answer = self.opening.answers.get(question)
+            if answer is not None:
+                changing = self.opening.changing.get
+                stable = self.opening.stable
+                answer.witnesses = answers.witnesses(
+                    answer.path, answer.origin, stable, answer.locations, changing, state
+                )
+
+    def follow_waiting(self) -> None:
+        """Find what is waiting and can be found: a module after the package that it is in."""
+        waiting, self.waiting = self.waiting, []
+        unanswered = set(waiting)
+        questions = []
+        for fullname in waiting:
+            parent = fullname.rpartition(".")[0]
+            if parent in unanswered:
+                self.waiting.append(fullname)
+                continue
+            if not parent and BuiltinImporter.find_spec(fullname):
+                continue
+            if _imp.is_frozen(fullname):
+                if fullname not in sys.modules:
+                    package = fullname if _imp.is_frozen_package(fullname) else parent
+                    self.follow_code(_imp.get_frozen_object(fullname), package, fullname, installed=True)
+                continue
+            path = self.path_of(parent)
+            if path is not None:
+                questions.append((tuple(answers.searched(path)), fullname))
+        for (_, fullname), (answer, code) in zip(questions, self.find(questions)):
+            self.visited[fullname] = answer
+            if answer is None or answer.kind == answers.MISSING:
+                continue  # the opening's listings say so
+            self.opening.add(fullname, answer)
+            if code is None and answer.code is not None:
+                try:
+                    code = marshal.loads(answer.code)
+                except (EOFError, ValueError, TypeError):
+                    self.opening.add(fullname, Answer(answer.path, answers.LOCAL))  # who imports it meets the error
+            if code is not None and not self.is_late():
+                package = fullname if answer.locations is not None else fullname.rpartition(".")[0]
+                installed = bool(answer.origin and answer.origin.startswith(self.opening.stable))
+                self.follow_code(code, package, fullname, installed=installed)
+
+    def path_of(self, parent: str) -> "list[str] | None":
+        """Return the path on which the modules of a package are searched, `sys.path` for "", None if it is none."""
+        if not parent:
+            return sys.path
+        path = getattr(sys.modules.get(parent), "__path__", None)
+        above = self.visited.get(parent)
+        found = path or (above.locations if above is not None else None)
+        return None if found is None else list(found)
+
+    def find(self, questions: "list[Question]") -> "list[tuple[Answer | None, CodeType | None]]":
+        """Return (answer, code object if there is one already) of each question; (None, None) after the time limit."""
+        grouped: dict[tuple[str, ...], list[str]] = {}
+        for folders, fullname in questions:
+            if self.is_ordinary(folders):
+                grouped.setdefault(folders, []).append(fullname)
+        asked = [(folders, fullname) for folders, names in grouped.items() for fullname in names]
+        without_finder = [entry for entry, finder in sys.path_importer_cache.items() if finder is None]
+        self.modules.list(without_finder)
+        groups = [
+            ([folder for folder in folders if folder not in without_finder], [last_part(name) for name in names])
+            for folders, names in grouped.items()
+        ]
+        found = dict(zip(asked, self.modules.find(groups)))
+        answered: list[tuple[Answer | None, CodeType | None]] = []
+        for folders, fullname in questions:
+            fields = found.get((folders, fullname))
+            if fields is not None:
+                kind, origin, locations, code, state = fields
+                self.states[folders, fullname] = state
+                answered.append((Answer(list(folders), kind, origin, locations, code), None))
+            elif self.is_late():
+                answered.append((None, None))
+            else:
+                answered.append(answers.ask(fullname, list(folders), self.opening.stable, writes_bytecode=True))
+        return answered
+
+    def is_ordinary(self, folders: "tuple[str, ...]") -> bool:
+        """Whether `importlib`'s own finder for folders is asked in each of these, by all that is known without I/O."""
+        if self.hooks is None:
+            return False
+        for folder in folders:
+            if type(sys.path_importer_cache.get(folder)) not in (type(None), FileFinder):
+                return False
+            for hook in self.hooks:
+                try:
+                    hook(folder)
+                except ImportError:
+                    continue
+                return False
+        return True
+
+    def is_late(self) -> bool:
+        """Whether the time is over."""
         self.stopped = self.stopped or perf_counter() - self.began > self.limit_s
-        if self.stopped:
-            return None
-        answer, code = answers.ask(fullname, path, self.opening.stable, writes_bytecode=True)
-        self.visited[fullname] = answer
-        self.opening.add(fullname, answer)
-        if code is not None:
-            package = fullname if answer.locations is not None else parent
-            installed = bool(answer.origin and answer.origin.startswith(self.opening.stable))
-            self.follow_code(code, package, fullname, installed=installed)
-        return answer
+        return self.stopped
 
-    def follow_root(self, fullname: str) -> bool:
-        """Foresee the import of a module that is asked for by name. Return whether it exists."""
-        self.roots.add(fullname)
-        answer = self.follow_name(fullname)
+    def exists(self, fullname: str) -> bool:
+        """Whether there is such a module, as far as the forecast came."""
+        answer = self.visited.get(fullname)
         if answer is None:
             return fullname in sys.modules or bool(BuiltinImporter.find_spec(fullname)) or _imp.is_frozen(fullname)
         return answer.kind != answers.MISSING
 
-    def finish(self) -> None:
-        """Follow all that was taken note of. In `from package import name`, `name` may be a module of the package."""
-        while self.waiting and not self.stopped:
-            base, attribute = self.waiting.pop()
-            above = self.follow_name(base)
-            if attribute and above is not None and above.locations is not None:
-                self.follow_name(base + "." + attribute)
-
     def certain(self) -> "list[str]":
         """List the extension modules that are imported whenever the program is: not from inside functions."""
-        extensions = []
+        extensions = self.sure
         seen = {""}
         pending = ["", *self.roots]
         while pending:
@@ -129,6 +231,23 @@ class Forecast:
                     seen.add(name)
                     pending.append(name)
         return extensions
+
+
+def last_part(fullname: str) -> str:
+    """Return a module's name without the packages that it is in."""
+    return fullname.rpartition(".")[2]
+
+
+def foreign_hooks() -> "list[Any] | None":
+    """Return the path hooks that are not `importlib`'s; None if the finder for folders is not `importlib`'s own."""
+    folders = [
+        hook
+        for hook in sys.path_hooks
+        if getattr(hook, "__qualname__", "") == "FileFinder.path_hook.<locals>.path_hook_for_FileFinder"
+    ]
+    zipimport = sys.modules.get("zipimport")
+    known = [*folders, getattr(zipimport, "zipimporter", None)]
+    return [hook for hook in sys.path_hooks if hook not in known] if len(folders) == 1 else None
 
 
 def standard_names() -> "frozenset[str]":

@@ -20,10 +20,10 @@ CLAIM_TIMEOUT_S = 10.0
 class Misses:
     """Asks the real machinery, on one rank of this host where the answer may serve others."""
 
-    def __init__(self, stable: "tuple[str, ...]", native: "Native", *, shares: bool, writes_bytecode: bool) -> None:
-        self.stable = stable
+    def __init__(self, native: "Native", *, writes_bytecode: bool) -> None:
+        self.stable: tuple[str, ...] = ()
         self.native = native
-        self.shares = shares
+        self.shares = False
         self.writes_bytecode = writes_bytecode
 
     def ask_here(self, fullname: str, path: "Sequence[str] | None", *, uses_bytecode: bool = True) -> Answer:

@@ -20,6 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from mpiimport.profile import Profile
+
     Question = tuple[tuple[str, ...], str]
 
 
@@ -29,18 +31,20 @@ class Opening:
     A question is the folders searched and a full name. `listings` maps a folder to the first parts of its file names,
     up to a dot: a module whose name is not among them is not there. `changing` maps folders outside the environment to
     their modification times in ns. `files` and `folders` are data files and the names in folders that programs ask
-    for themselves, None for what is not there. `native` is what `Native.plan` chose; `extra` is what travels with the
-    opening for the one who asked for it.
+    for themselves, None for what is not there. `native` is what `Native.plan` chose; `profile` is where the root keeps
+    what is asked from now on; `extra` is what travels with the opening for the one who asked for it.
     """
 
-    def __init__(self, stable: "tuple[str, ...]") -> None:
+    def __init__(self, stable: "tuple[str, ...]", *, shares_misses: bool = True) -> None:
         self.stable = stable
+        self.shares_misses = shares_misses
         self.answers: dict[Question, Answer] = {}
         self.listings: dict[str, frozenset[str] | None] = {}
         self.changing: dict[str, int | None] = {}
         self.files: dict[str, bytes | None] = {}
         self.folders: dict[str, list[str] | None] = {}
         self.native: Any = ([], [], {}, {}, 0)
+        self.profile: Profile | None = None
         self.extra: Any = None
 
     def add(self, fullname: str, answer: Answer) -> None:
@@ -88,13 +92,14 @@ class Opening:
         for (path, fullname), found in self.answers.items():
             code = (append(found.code), len(found.code)) if with_code and found.code is not None else None
             record = (found.kind, found.origin, found.locations, found.witnesses, code)
-            records.setdefault(path, {})[fullname] = append(marshal.dumps(record))
+            records.setdefault(path, {})[fullname] = append(marshal.dumps(record))  # type: ignore[arg-type]
         listings = {
             folder: append(marshal.dumps(stems)) for folder, stems in self.listings.items() if stems is not None
         }
         files = {path: data and (append(data), len(data)) for path, data in self.files.items()}
         folders = {folder: names and append(marshal.dumps(names)) for folder, names in self.folders.items()}
-        fields = (records, listings, self.changing, self.stable, files, folders, self.native, self.extra)
+        policy = (self.shares_misses, self.profile is not None)
+        fields = (records, listings, self.changing, self.stable, files, folders, self.native, policy, self.extra)
         index = marshal.dumps(fields)
         return [len(index).to_bytes(8, "little"), index, *body]
 
@@ -114,7 +119,7 @@ class Received:
         self.folders: dict[str, int | list[str] | None]
         fields = marshal.loads(view[8:start])
         self.records, self.listings, self.changing, self.stable, *fields = fields
-        self.files, self.folders, self.native, self.extra = fields
+        self.files, self.folders, self.native, (self.shares_misses, self.takes_notes), self.extra = fields
 
     def cache_importers(self, folders: "list[str]") -> None:
         """Have `PathFinder` know these folders, as it does in plain Python by the time a program adds path hooks."""

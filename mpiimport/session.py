@@ -7,7 +7,8 @@ from time import perf_counter
 from mpiimport import _core, opening
 from mpiimport.finder import Finder
 from mpiimport.misses import Misses
-from mpiimport.native import Native
+from mpiimport.native import Native, is_on_shared_filesystem
+from site_mpi import boot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,11 +34,13 @@ class Session:
         self.override = _local()
         self.stopped = False
         self.broadcast_bytes = 0
+        self.takes_notes = False
         self.seconds: dict[str, float] = {}
         self.verbose = settings.verbose > 1 or (settings.verbose > 0 and self.is_root())
         self.native = Native(settings.store, int(settings.store_limit_mb * 1e6))
         self.finder = Finder(self)
-        self.set_stable(())
+        self.misses = Misses(self.native, writes_bytecode=self.is_root())
+        self.stable: tuple[str, ...] = ()
 
     def is_root(self) -> bool:
         """Whether this rank finds and reads for all."""
@@ -63,26 +66,37 @@ class Session:
         if self.is_root() and self.place is not None:
             _core.release_memory()  # what the forecast has read: 20 MB for scipy
 
+    def note(self, kind: str, *fields: str) -> None:
+        """Take note of a question, for the profile."""
+        if not self.takes_notes:
+            return
+        line = "\t".join((kind, *fields))
+        if line.count("\t") > len(fields) or "\n" in line:
+            return  # the profile has no word for it
+        try:
+            _core.note(line.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError:
+            return  # nor for this
+
     def set_stable(self, folders: "Iterable[str]") -> None:
         """Set the folders whose modules do not change during a run, and with them how misses are asked."""
         chosen = [folder for folder in self.settings.stable.split(":") if folder]
         self.stable = tuple(
             sorted({folder.rstrip("/") + "/" for folder in [*folders, *chosen] if folder[:1] == "/" and folder != "/"})
         )
-        shares = self.place is not None and self.place["local_size"] > 1
-        self.misses = Misses(self.stable, self.native, shares=shares, writes_bytecode=self.is_root())
+        self.misses.stable = self.stable
 
     def new_opening(self) -> "opening.Opening":
         """Return an empty opening."""
-        return opening.Opening(self.stable)
+        return opening.Opening(self.stable, shares_misses=self.is_far())
 
-    def forecast(self, made: "opening.Opening", follow: "Callable[[Forecast], T]") -> "T":
-        """Add to an opening what `follow`, called with a `Forecast`, may lead to. Return what `follow` returns."""
+    def forecast(self, made: "opening.Opening", follow: "Callable[[Forecast], object]") -> "Forecast":
+        """Add to an opening what `follow`, called with a `Forecast`, leads to. Return the forecast."""
         from mpiimport.forecast import Forecast
 
         known = set(sys.path_importer_cache)
         forecast = Forecast(made, self.settings.timeout_s / 4)
-        result = follow(forecast)
+        follow(forecast)
         forecast.finish()
         for entry in set(sys.path_importer_cache) - known - set(sys.path):
             del sys.path_importer_cache[entry]  # a hook that the program adds may want it
@@ -90,11 +104,32 @@ class Session:
         seconds = perf_counter() - forecast.began
         self.seconds["forecast"] = self.seconds.get("forecast", 0.0) + seconds
         if forecast.stopped:
-            self.say_always(
+            boot.say(
                 "the forecast was stopped after %.0f s; each host searches for the modules it did not come to. A "
                 "larger --timeout delivers them." % seconds
             )
-        return result
+        return forecast
+
+    def foresee(self, made: "opening.Opening", kind: str, target: str, scan: "Callable[[Forecast], object]") -> None:
+        """Add to an opening, on the root, what the program is expected to ask: by its profile, else by a scan."""
+        from mpiimport.profile import Profile
+
+        profile = None
+        if self.settings.profile != "off":
+            profile = Profile(self.settings.profile, kind, target, sys.path)
+            problem = profile.read()
+            if problem is not None and (self.verbose or self.settings.profile != "auto"):
+                boot.say(problem + ".")
+            made.profile = profile
+        if profile is not None and profile.earlier:
+            modules = profile.modules()
+            self.forecast(made, lambda forecast: forecast.follow_questions(modules))
+        elif self.settings.scan != "never" and self.is_far():
+            self.forecast(made, scan)
+
+    def is_far(self) -> bool:
+        """Whether reading modules is to be saved: not where they are on a disk of this host, as fast for each rank."""
+        return self.settings.scan == "always" or is_on_shared_filesystem(sys.prefix)
 
     def broadcast_opening(self, made: "opening.Opening | None", what: str) -> "opening.Received":
         """Give every rank the opening that the root made; the root passes it, the others None. Collective.
@@ -109,6 +144,14 @@ class Session:
         self.broadcast_bytes += len(shared)
         received = opening.Received(shared)  # on the root too: what it has read itself is not needed any more
         self.finder.openings.insert(0, received)
+        self.misses.shares = self.misses.shares and received.shares_misses
+        if received.takes_notes:
+            profile = made.profile if made is not None else None
+            if profile is not None:
+                _core.take_notes(profile.path, profile.header, profile.earlier)
+            else:
+                _core.take_notes(None, b"", {})
+            self.takes_notes = True
         if self.settings.policy == "opening":
             self.native.deliver(received.native, links=self.place["local_rank"] == 0)
         return received
@@ -126,9 +169,8 @@ class Session:
         made = None
         if self.is_root():
             made = self.new_opening()
-            made.extra = self.forecast(
-                made, lambda forecast: [name for name in names if not forecast.follow_root(name)]
-            )
+            forecast = self.forecast(made, lambda forecast: forecast.follow_roots(names))
+            made.extra = [name for name in names if not forecast.exists(name)]
         return self.broadcast_opening(made, what)
 
     def together(self, step: "Callable[..., T]", *arguments: object) -> "T":
@@ -139,14 +181,9 @@ class Session:
         try:
             return step(*arguments)
         except BaseException as cause:
-            self.say_always("%s; ending the job." % (str(cause) or type(cause).__name__))
+            boot.say("%s; ending the job." % (str(cause) or type(cause).__name__))
             _core.abort(130 if isinstance(cause, KeyboardInterrupt) else 1, 0)
             raise
-
-    def say_always(self, message: str) -> None:
-        """Write a line of ours to standard error."""
-        sys.stderr.write("mpiimport: %s\n" % message)
-        sys.stderr.flush()
 
     def say(self, message: str) -> None:
         """Write a line to standard error, with the rank and host where several ranks speak."""

@@ -37,7 +37,7 @@ PACKAGE = (
 )
 """The modules that the root delivers."""
 
-ROOT_PACKAGE = ("mpiimport.forecast", "mpiimport.scan")
+ROOT_PACKAGE = ("mpiimport.forecast", "mpiimport.profile", "mpiimport.scan")
 """The modules that only the root needs."""
 
 PLAIN_PACKAGE = ("site_mpi", "site_mpi.program")
@@ -57,6 +57,20 @@ OPTIONS = (
     ("timeout", None, "SECONDS", "600", "how long one rank may wait for another before the job is ended"),
     ("store", None, "WHEN", "auto", "copy native code to each host: always, never, or auto: from shared filesystems"),
     ("store-limit", None, "MB", "2000", "how much native code is copied to each host at the most, in megabytes"),
+    (
+        "profile",
+        None,
+        "FILE",
+        "auto",
+        "what earlier runs imported, for the next: auto (below ~/.cache), off, or a file",
+    ),
+    (
+        "scan",
+        None,
+        "WHEN",
+        "auto",
+        "without a profile, follow import statements: always, never, auto: on shared disks",
+    ),
     ("stable", None, "PATHS", "", "folders, separated by colons, whose modules do not change during a run"),
     ("abort-on-exit", None, None, 0, "sys.exit(n) with n other than 0 on one rank ends the job (of python-mpi)"),
     ("require", None, None, 0, "fail where there is no MPI, instead of running as plain Python"),
@@ -68,6 +82,7 @@ OPTIONS = (
 
 CHOICES = {
     "store": ("auto", "always", "never"),
+    "scan": ("auto", "always", "never"),
     "policy": ("opening", "lockstep", "locate", "local"),
     "implementation": ("mpich", "openmpi", "mpiabi"),
     "thread_level": ("single", "funneled", "serialized", "multiple"),
@@ -117,7 +132,9 @@ class Settings:
     local: int
     module: "str | None"
     policy: str
+    profile: str
     require: int
+    scan: str
     stable: str
     store: str
     store_limit: str

@@ -5,6 +5,8 @@ import sys
 import time
 from _frozen_importlib_external import SourceFileLoader, SourcelessFileLoader
 
+from site_mpi import boot
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
@@ -214,7 +216,7 @@ def abort(cause: BaseException, status: int, session: "Session | None") -> None:
     core: Any = sys.modules.get("mpiimport._core")
     if session is None or place is None or place["size"] == 1 or not core.is_active():
         return
-    session.say_always(
+    boot.say(
         "rank %d on %s ended with %s; ending the job with status %d."
         % (place["rank"], place["host"], type(cause).__name__, status)
     )

@@ -4,6 +4,7 @@ The real `site.main()` runs on every rank. On the root it looks at folders and f
 the others it sees the record instead of the filesystem. So `.pth` files mean what they mean to this Python.
 """
 
+import _imp
 import io
 import marshal
 import os
@@ -64,15 +65,15 @@ class Start:
         import site
 
         session = self.session
-        session.set_stable(environment_folders(site))
         self.open_store()
+        session.set_stable(environment_folders(site))
         made = None
         if session.is_root():
             made = session.new_opening()
             file = getattr(sys.modules["__main__"], "__file__", None)
             if file is not None and session.forecasts():
                 code = compile(read_code(os.path.abspath(file)), file, "exec", dont_inherit=True)
-                session.forecast(made, lambda forecast: forecast.follow_code(code, ""))
+                session.foresee(made, "main", os.path.abspath(file), lambda forecast: forecast.follow_code(code, ""))
         session.broadcast_opening(made, "rank 0 to find and read what the program will import")
         del made
         session.begin_program()
@@ -119,7 +120,7 @@ class Start:
             made.extra = record
             if session.forecasts():
                 customs = ("sitecustomize", "usercustomize")
-                session.forecast(made, lambda forecast: [forecast.follow_name(name) for name in customs])
+                session.forecast(made, lambda forecast: forecast.follow_roots(customs))
         received = session.broadcast_opening(made, "rank 0 to settle sys.path")
         if not session.is_root():
             import site
@@ -136,8 +137,7 @@ class Start:
         chosen = session.settings.tmpdir
         folders = [chosen] if chosen else ["/dev/shm", boot.environment("TMPDIR") or "/tmp", "/tmp"]
         session.native.folder, problem = _core.store_open(folders)
-        if problem is not None:
-            session.misses.shares = False
+        session.misses.shares = session.native.folder is not None and session.place["local_size"] > 1
         reasons = _core.gather(
             (problem or "").encode()[:REASON_BYTES].ljust(REASON_BYTES), "every host to make its store"
         )
@@ -163,7 +163,8 @@ class Start:
         if prepared.path0 is not None:
             sys.path.insert(0, prepared.path0)
         try:
-            self.session.forecast(made, lambda forecast: follow_program(forecast, prepared))
+            target = prepared.target or _imp.source_hash(0, prepared.code or b"").hex()
+            self.session.foresee(made, kind, target, lambda forecast: follow_program(forecast, prepared))
         finally:
             if prepared.path0 is not None:
                 sys.path.remove(prepared.path0)
@@ -177,9 +178,8 @@ def follow_program(forecast: "Forecast", prepared: "program.Program") -> None:
         return
     forecast.follow_name("runpy")
     name = prepared.target if prepared.kind == "module" else "__main__"
-    found = forecast.follow_name(name)
-    if found is not None and found.locations is not None:
-        forecast.follow_name(name + ".__main__")
+    forecast.follow_name(name)
+    forecast.follow_name(name + ".__main__")
 
 
 def guarded(session: Session, start: "Callable[[], T]") -> "T":

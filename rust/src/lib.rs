@@ -7,6 +7,8 @@
 //!     mpi.rs       the foreign calls to it
 //!     abi.rs       the constants of the three binary interfaces
 //!     store.rs     what the ranks of one host share
+//!     profile.rs   what they asked, kept for the next run
+//!   modules.rs   what importlib would find and read, by many threads
 //!   closure.rs   which libraries a native module brings along
 //!     elf.rs       what a native library asks of the dynamic loader
 //!   error.rs     the one error type
@@ -17,7 +19,9 @@ pub mod closure;
 pub mod elf;
 pub mod error;
 pub mod libmpi;
+pub mod modules;
 pub mod mpi;
+pub mod profile;
 #[cfg(feature = "python")]
 mod python;
 pub mod store;

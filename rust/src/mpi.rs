@@ -47,6 +47,7 @@ functions! {
     comm_set_attr = "MPI_Comm_set_attr" (usize, c_int, *mut c_void);
     ibcast = "MPI_Ibcast" (*mut c_void, c_int, usize, c_int, usize, *mut usize);
     igather = "MPI_Igather" (*const c_void, c_int, usize, *mut c_void, c_int, usize, c_int, usize, *mut usize);
+    igatherv = "MPI_Igatherv" (*const c_void, c_int, usize, *mut c_void, *const c_int, *const c_int, usize, c_int, usize, *mut usize);
     test = "MPI_Test" (*mut usize, *mut c_int, usize);
     error_string = "MPI_Error_string" (c_int, *mut c_char, *mut c_int);
 }
@@ -275,6 +276,39 @@ impl Mpi {
             )
         };
         self.check("MPI_Igather", code)?;
+        Ok(Request(self.handle(request)))
+    }
+
+    /// Starts `MPI_Igatherv` of bytes from every rank to rank 0; `places` are sizes and offsets there.
+    ///
+    /// # Safety
+    /// All buffers must stay valid and untouched until the request is complete; on rank 0, `received` has room for what
+    /// `places` says, which has an entry for every rank.
+    pub unsafe fn igatherv(
+        &self,
+        sent: &[u8],
+        received: *mut u8,
+        (sizes, offsets): (&[c_int], &[c_int]),
+        comm: Comm,
+    ) -> Result<Request> {
+        let count = count(sent.len())?;
+        let mut request = 0;
+        // SAFETY: the caller vouches for the buffers.
+        let code = unsafe {
+            (self.functions.igatherv)(
+                sent.as_ptr().cast(),
+                count,
+                self.abi.byte,
+                received.cast(),
+                sizes.as_ptr(),
+                offsets.as_ptr(),
+                self.abi.byte,
+                0,
+                comm.0,
+                &raw mut request,
+            )
+        };
+        self.check("MPI_Igatherv", code)?;
         Ok(Request(self.handle(request)))
     }
 

@@ -5,15 +5,20 @@
 
 use crate::abi::{self, Family};
 use crate::error::{self, Error};
+use crate::modules::{self, Folder, Found, Question, Searcher};
+use crate::profile::{self, Profile};
 use crate::world::{self, World};
 use crate::{closure, elf, store};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::{PyBytes, PyDict, PyTuple};
-use std::ffi::{OsString, c_int};
+use pyo3::types::{PyBytes, PyDict, PyFrozenSet, PyTuple};
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString, c_int};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 fn runtime_error(cause: Error) -> PyErr {
@@ -136,7 +141,9 @@ fn broadcast_shared<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let world = joined()?;
     let parts: Option<Vec<&[u8]>> = parts.as_ref().map(|parts| parts.iter().map(|part| &part[..]).collect());
-    let received: &'static [u8] = waiting(py, |interrupt| world.broadcast_shared(parts.as_deref(), what, interrupt))?;
+    let received: &'static [u8] = waiting(py, |interrupt| {
+        world.broadcast_shared(parts.as_deref(), what, interrupt)
+    })?;
     let size = ffi::Py_ssize_t::try_from(received.len()).map_err(|cause| PyValueError::new_err(cause.to_string()))?;
     // SAFETY: the memory is valid and unchanged until the process ends; PyBUF_READ is 0x100.
     unsafe {
@@ -257,6 +264,113 @@ fn store_copy(py: Python<'_>, paths: Vec<PathBuf>) -> Vec<bool> {
         };
         paths.iter().map(|path| copy(path).unwrap_or(false)).collect()
     })
+}
+
+/// Finds and reads modules as `importlib` would, many at once; see `rust/src/modules.rs`.
+#[pyclass(frozen)]
+struct Modules(Searcher);
+
+#[pymethods]
+impl Modules {
+    /// How this Python names and marks files.
+    #[new]
+    fn new(
+        extension_suffixes: Vec<String>,
+        magic: Vec<u8>,
+        bytecode_suffix: String,
+        pycache_prefix: Option<OsString>,
+    ) -> Self {
+        Self(Searcher::new(modules::Rules {
+            extension_suffixes,
+            magic,
+            bytecode_suffix,
+            pycache_prefix,
+        }))
+    }
+
+    /// Answers questions: for each (folders, names), for each of the names, what was found, or None for `importlib`.
+    fn find<'py>(&self, py: Python<'py>, questions: Vec<(Vec<OsString>, Vec<OsString>)>) -> Vec<Option<Fields<'py>>> {
+        let found = py.detach(|| {
+            let each = questions.into_iter().flat_map(|(folders, names)| {
+                let folders = Arc::new(folders);
+                names.into_iter().map(move |name| Question {
+                    name,
+                    folders: folders.clone(),
+                })
+            });
+            self.0.find_all(&each.collect::<Vec<_>>())
+        });
+        found.into_iter().map(|one| as_fields(py, one)).collect()
+    }
+
+    /// What is known of each folder that was looked at: (time of modification in ns, first parts of its names), with
+    /// None and none for one that is not there.
+    fn folders<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let known = PyDict::new(py);
+        for (path, folder) in self.0.seen() {
+            match folder.get() {
+                Some(Folder::Absent) => known.set_item(path, (None::<i64>, PyFrozenSet::empty(py)?))?,
+                Some(Folder::Listed(listing)) => {
+                    let stem = |name: &OsStr| OsStr::from_bytes(first_part(name.as_bytes())).to_owned();
+                    let stems = PyFrozenSet::new(py, listing.names().map(stem))?;
+                    known.set_item(path, (listing.modified_ns, stems))?;
+                }
+                _ => {}
+            }
+        }
+        Ok(known)
+    }
+
+    /// Lists folders that no question has led to.
+    fn list(&self, py: Python<'_>, folders: Vec<OsString>) {
+        py.detach(|| self.0.list_all(&folders));
+    }
+}
+
+fn first_part(name: &[u8]) -> &[u8] {
+    name.split(|&byte| byte == b'.').next().unwrap_or(name)
+}
+
+/// What was found: its kind, origin, locations, marshalled code, and the source's (time of modification in ns, size).
+type Fields<'py> = (
+    &'static str,
+    Option<OsString>,
+    Option<Vec<OsString>>,
+    Option<Bound<'py, PyBytes>>,
+    Option<(i64, i64)>,
+);
+
+fn as_fields(py: Python<'_>, found: Found) -> Option<Fields<'_>> {
+    Some(match found {
+        Found::Unknown => return None,
+        Found::Missing => ("missing", None, None, None, None),
+        Found::Namespace(portions) => ("namespace", None, Some(portions), None, None),
+        Found::Module(module) => {
+            let locations = module.location.map(|location| vec![location]);
+            match module.source {
+                None => ("extension", Some(module.origin), locations, None, None),
+                Some(source) => {
+                    let state = (source.modified_ns, source.size_bytes);
+                    let code = PyBytes::new(py, &source.code);
+                    ("source", Some(module.origin), locations, Some(code), Some(state))
+                }
+            }
+        }
+    })
+}
+
+/// From now on, each rank takes note of what it asks. The root says where that is kept: the file, what stands before the
+/// questions, and the questions of earlier runs with the number of runs since each was asked. Collective.
+#[pyfunction]
+fn take_notes(path: Option<PathBuf>, header: Vec<u8>, earlier: BTreeMap<Vec<u8>, u32>) -> PyResult<()> {
+    joined()?.take_notes(path.map(|path| Profile { path, header, earlier }));
+    Ok(())
+}
+
+/// Take note of a question.
+#[pyfunction]
+fn note(question: &[u8]) {
+    profile::note(question);
 }
 
 /// The libraries that each of these files needs, as (path, soname or None), each after those that it needs itself.
@@ -425,8 +539,8 @@ mod _core {
 
     #[pymodule_export]
     use super::{
-        abi_constants, abort, broadcast, broadcast_shared, closures, connect, deliver_files, filesystem_type,
-        flags_with_site, gather, is_active, is_first_on_host, is_truncated, needed, preload, release_memory,
-        store_claim, store_copy, store_link, store_open, store_put,
+        Modules, abi_constants, abort, broadcast, broadcast_shared, closures, connect, deliver_files, filesystem_type,
+        flags_with_site, gather, is_active, is_first_on_host, is_truncated, needed, note, preload, release_memory,
+        store_claim, store_copy, store_link, store_open, store_put, take_notes,
     };
 }

@@ -7,10 +7,12 @@ use crate::abi::Family;
 use crate::error::{Error, Result};
 use crate::libmpi;
 use crate::mpi::{Comm, Mpi, Request};
+use crate::profile::{self, Profile, Questions};
 use crate::store::Store;
 use once_cell::sync::OnceCell;
 use std::ffi::{OsStr, c_int, c_void};
 use std::fs::File;
+use std::hash::Hasher;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -33,6 +35,9 @@ const SETTLE: Duration = Duration::from_millis(100);
 const PIECE_BYTES: usize = 64 << 20;
 /// So much of a file is in the memory of a process while it is copied: a multiple of any page size.
 const WINDOW_BYTES: usize = 8 << 20;
+
+/// So much of what a rank asked reaches the profile: ten thousand questions.
+const NOTES_BYTES: usize = 1 << 20;
 
 /// The name in the node store of what is being broadcast.
 const SHARED: &str = "shared";
@@ -82,6 +87,8 @@ pub struct World {
     /// Unless 0, the job is aborted with this status instead of finalised.
     abort_status: AtomicI32,
     store: Mutex<Option<Store>>,
+    /// Where the root keeps what the ranks asked.
+    profile: Mutex<Option<Profile>>,
 }
 
 static WORLD: OnceCell<World> = OnceCell::new();
@@ -159,6 +166,7 @@ pub fn connect(opened: Option<libmpi::Opened>, options: &Options, interrupt: &mu
         left: AtomicBool::new(false),
         abort_status: AtomicI32::new(0),
         store: Mutex::new(None),
+        profile: Mutex::new(None),
         mpi,
     };
     world.mpi.call_in_finalize(in_finalize)?;
@@ -358,6 +366,69 @@ impl World {
         }
     }
 
+    /// From now on, every rank takes note of what it asks, and the root keeps that at the end. Collective.
+    pub fn take_notes(&self, profile: Option<Profile>) {
+        *self.profile.lock().unwrap_or_else(PoisonError::into_inner) = profile;
+        profile::take_notes();
+    }
+
+    /// Gathers on the root what the ranks noted. Collective, when MPI ends.
+    fn gather_notes(&self) -> Result<()> {
+        let Some(mut noted) = profile::noted() else {
+            return Ok(());
+        };
+        let interrupt: &mut Interrupt = &mut || Ok(());
+        self.gather_into(self.node, self.local_size, &mut noted, interrupt)?;
+        if let Some(leaders) = self.leaders {
+            self.gather_into(leaders, self.mpi.size(leaders)?, &mut noted, interrupt)?;
+        }
+        match self.profile.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(profile) => profile.keep(&noted),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds to rank 0's questions those of the other ranks. Ranks that asked the same as rank 0 send nothing.
+    fn gather_into(&self, comm: Comm, size: usize, noted: &mut Questions, interrupt: &mut Interrupt) -> Result<()> {
+        let what = "the other ranks to finish";
+        let lines = profile::joined(noted);
+        let hash = hash_of(&lines).to_le_bytes();
+        // MPI_Finalize waits for all ranks, however long they take, and so do the gather, on rank 0, and the broadcast,
+        // on the others. MPI has the buffers until then.
+        let (arrived, mine, first) = (vec![0_u8; size].leak(), vec![1_u8].leak(), hash.to_vec().leak());
+        // SAFETY: the buffers live for ever.
+        let arrival = unsafe { self.mpi.igather(mine.as_ptr(), 1, arrived.as_mut_ptr(), comm)? };
+        self.wait(interrupt).without_limit().until_complete(arrival, what)?;
+        // SAFETY: the buffer lives for ever.
+        let announced = unsafe { self.mpi.ibcast(first.as_mut_ptr(), first.len(), comm)? };
+        self.wait(interrupt).without_limit().until_complete(announced, what)?;
+        let sent = if *first == hash {
+            &[]
+        } else {
+            &lines[..most(&lines, size)]
+        };
+        let sizes = self.gather_from(comm, size, &(sent.len() as u32).to_le_bytes(), what, interrupt)?;
+        let sizes: Vec<c_int> = sizes
+            .chunks_exact(4)
+            .map(|bytes| c_int::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+            .collect();
+        let mut offsets = Vec::with_capacity(size);
+        let mut total = 0;
+        for one in &sizes {
+            offsets.push(total);
+            total += one;
+        }
+        // An operation that is not waited for to its end keeps its buffers.
+        let sent = sent.to_vec().leak();
+        let received = vec![0; usize::try_from(total).unwrap_or(0)].leak();
+        let (sizes, offsets) = (sizes.leak(), offsets.leak());
+        // SAFETY: the buffers live for ever.
+        let request = unsafe { self.mpi.igatherv(sent, received.as_mut_ptr(), (sizes, offsets), comm)? };
+        self.wait(interrupt).until_complete(request, what)?;
+        noted.extend(profile::split(received));
+        Ok(())
+    }
+
     fn broadcast_size(&self, size_bytes: Option<usize>, what: &str, interrupt: &mut Interrupt) -> Result<usize> {
         let announced = (size_bytes.unwrap_or(0) as u64).to_le_bytes().to_vec().leak();
         let announced = self.broadcast_pieces(self.comm, announced, what, interrupt)?;
@@ -496,6 +567,11 @@ struct Wait<'a> {
 }
 
 impl Wait<'_> {
+    fn without_limit(mut self) -> Self {
+        self.timeout = Duration::MAX;
+        self
+    }
+
     fn until_complete(&mut self, mut request: Request, what: &str) -> Result<()> {
         let start = Instant::now();
         let mut tests = 0_u32;
@@ -520,7 +596,7 @@ impl Wait<'_> {
                     waited.as_secs()
                 )));
             }
-            if waited > NOTICE.min(self.timeout / 2) && noticed.is_none() {
+            if waited > NOTICE.min(self.timeout / 2) && self.timeout < Duration::MAX && noticed.is_none() {
                 let first = first_on_host("notice");
                 if first.is_some() {
                     eprintln!(
@@ -535,6 +611,21 @@ impl Wait<'_> {
         }
         Ok(())
     }
+}
+
+fn hash_of(data: &[u8]) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(data);
+    hasher.finish()
+}
+
+/// So many bytes of these lines may travel, up to the end of a line: MPI counts the bytes of all ranks in an `int`.
+fn most(lines: &[u8], ranks: usize) -> usize {
+    let limit = (c_int::MAX as usize / ranks).min(NOTES_BYTES);
+    if lines.len() <= limit {
+        return lines.len();
+    }
+    lines[..limit].iter().rposition(|&byte| byte == b'\n').unwrap_or(0)
 }
 
 /// This host's name, for messages.
@@ -563,6 +654,9 @@ extern "C" fn in_finalize(_comm: usize, _keyval: c_int, _value: *mut c_void, _ex
         return 0;
     }
     leave_store(world, false);
+    if let Err(cause) = world.gather_notes() {
+        log::debug!("{cause}");
+    }
     for comm in world.leaders.into_iter().chain([world.node, world.comm]) {
         if let Err(cause) = world.mpi.comm_free(comm) {
             eprintln!("mpiimport: {cause}");

@@ -161,7 +161,7 @@ class Cluster:
 
     def mpi(self, mpi, ranks_per_host, *, hosts=None, env=None):
         """Return the command line of an MPI's launcher, for the login node, to be followed by the program."""
-        always = {"PATH": mpis.clean_environment()["PATH"], "LD_LIBRARY_PATH": mpi.prefix / "lib"}
+        always = {**mpis.FIRST_RUN, "PATH": mpis.clean_environment()["PATH"], "LD_LIBRARY_PATH": mpi.prefix / "lib"}
         return launchers.command(mpi, hosts or self.hosts, ranks_per_host, {**always, **(env or {})})
 
     def seen_from_here(self, path, *, on):

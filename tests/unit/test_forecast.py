@@ -88,6 +88,7 @@ def test_an_unreadable_module_is_left_to_each_rank(foresee):
     foresee("import wrong, right", wrong="this is no Python", right="")
     forecast = Forecast(Opening(()), 60.0)
     forecast.follow_name("wrong")
+    forecast.finish()
     assert {name: found.kind for (_, name), found in forecast.opening.answers.items()}["wrong"] == answers.LOCAL
 
 

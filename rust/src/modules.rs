@@ -1,0 +1,330 @@
+//! What `importlib`'s own finder and loader would find and read, for many questions at once and by many threads.
+//!
+//! Only what is ordinary is answered here: folders, source with valid bytecode, extension modules. The rules are those
+//! of `FileFinder.find_spec`, `PathFinder._get_spec` and `SourceFileLoader.get_code`. Whatever asks for more, a zip
+//! file, bytecode to be compiled or checked by hash, a folder that cannot be read, is left to `importlib` itself.
+
+use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, open, stat};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// A thread that waits for a filesystem with 1 ms of latency needs company.
+const THREADS: usize = 16;
+/// Fewer questions than this per thread are not worth one.
+const QUESTIONS_PER_THREAD: usize = 4;
+const HEADER_BYTES: usize = 16;
+/// Most bytecode is read with one call.
+const READ_BYTES: usize = 64 << 10;
+
+/// How this Python names and marks files.
+pub struct Rules {
+    /// The suffixes of extension modules, in the order in which they are tried.
+    pub extension_suffixes: Vec<String>,
+    /// The first bytes of valid bytecode.
+    pub magic: Vec<u8>,
+    /// What follows a module's name in the name of its bytecode: `.cpython-311.pyc`.
+    pub bytecode_suffix: String,
+    /// `sys.pycache_prefix`
+    pub pycache_prefix: Option<OsString>,
+}
+
+/// A module's name, without the packages that it is in, and the folders to be searched.
+pub struct Question {
+    /// The last part of the module's full name.
+    pub name: OsString,
+    /// The parent's `__path__`, or `sys.path`.
+    pub folders: Arc<Vec<OsString>>,
+}
+
+/// The answer to a question.
+pub enum Found {
+    /// There is no such module.
+    Missing,
+    /// There are only folders without `__init__`: these.
+    Namespace(Vec<OsString>),
+    /// A file.
+    Module(Module),
+    /// `importlib` has to be asked.
+    Unknown,
+}
+
+/// A module that is a file.
+pub struct Module {
+    /// The file.
+    pub origin: OsString,
+    /// The folder of a package, whose `__init__` this is.
+    pub location: Option<OsString>,
+    /// Source, with its marshalled code, or None for an extension module.
+    pub source: Option<Source>,
+}
+
+/// A module's code, and the file that it was compiled from.
+pub struct Source {
+    /// The marshalled code.
+    pub code: Vec<u8>,
+    /// When the source was modified.
+    pub modified_ns: i64,
+    /// The size of the source.
+    pub size_bytes: i64,
+}
+
+/// What is known of a folder.
+pub enum Folder {
+    /// There is none.
+    Absent,
+    /// It cannot be listed, or is no folder.
+    Other,
+    /// Its names.
+    Listed(Listing),
+}
+
+/// The names in a folder.
+pub struct Listing {
+    names: HashMap<OsString, FileType>,
+    /// When the folder was modified, before it was listed.
+    pub modified_ns: i64,
+}
+
+impl Listing {
+    /// The names in this folder.
+    pub fn names(&self) -> impl Iterator<Item = &OsStr> {
+        self.names.keys().map(OsString::as_os_str)
+    }
+
+    fn is(&self, wanted: FileType, folder: &OsStr, name: &OsStr) -> bool {
+        match self.names.get(name) {
+            None => false,
+            Some(FileType::Symlink | FileType::Unknown) => {
+                stat(joined(folder, name)).is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == wanted)
+            }
+            Some(&kind) => kind == wanted,
+        }
+    }
+}
+
+type Shared = Arc<OnceLock<Folder>>;
+
+/// Answers questions, and remembers each folder that it has listed.
+pub struct Searcher {
+    rules: Rules,
+    folders: Mutex<HashMap<OsString, Shared>>,
+}
+
+impl Searcher {
+    /// A searcher that has seen nothing yet.
+    pub fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            folders: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// Answers many questions, in their order.
+    pub fn find_all(&self, questions: &[Question]) -> Vec<Found> {
+        let threads = THREADS.min(questions.len() / QUESTIONS_PER_THREAD);
+        in_parallel(questions, threads, |question| self.find(question))
+    }
+
+    /// Lists folders that no question has led to yet.
+    pub fn list_all(&self, folders: &[OsString]) {
+        let threads = THREADS.min(folders.len() / QUESTIONS_PER_THREAD);
+        in_parallel(folders, threads, |folder| {
+            self.folder(folder);
+        });
+    }
+
+    /// Every folder that was listed so far, or looked for.
+    pub fn seen(&self) -> Vec<(OsString, Shared)> {
+        let folders = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
+        folders
+            .iter()
+            .map(|(path, folder)| (path.clone(), folder.clone()))
+            .collect()
+    }
+
+    fn folder(&self, path: &OsStr) -> Shared {
+        let folder = {
+            let mut folders = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
+            match folders.get(path) {
+                Some(folder) => folder.clone(),
+                None => folders.entry(path.to_owned()).or_default().clone(),
+            }
+        };
+        folder.get_or_init(|| list(path));
+        folder
+    }
+
+    fn find(&self, question: &Question) -> Found {
+        let mut portions = Vec::new();
+        for folder in question.folders.iter() {
+            if !folder.as_bytes().starts_with(b"/") || folder.as_bytes().ends_with(b"/") {
+                return Found::Unknown;
+            }
+            let shared = self.folder(folder);
+            let listing = match shared.get() {
+                Some(Folder::Listed(listing)) => listing,
+                Some(Folder::Absent) => continue,
+                _ => return Found::Unknown,
+            };
+            let mut is_portion = false;
+            if listing.is(FileType::Directory, folder, &question.name) {
+                let package = joined(folder, &question.name);
+                let shared = self.folder(package.as_os_str());
+                let Some(Folder::Listed(inner)) = shared.get() else {
+                    return Found::Unknown;
+                };
+                if let Some(found) = self.file(inner, package.as_os_str(), OsStr::new("__init__"), true) {
+                    return found;
+                }
+                is_portion = true;
+            }
+            if let Some(found) = self.file(listing, folder, &question.name, false) {
+                return found;
+            }
+            if is_portion {
+                portions.push(joined(folder, &question.name).into_os_string());
+            }
+        }
+        if portions.is_empty() {
+            Found::Missing
+        } else {
+            Found::Namespace(portions)
+        }
+    }
+
+    /// The file in this folder that is the module, or the package's `__init__`.
+    fn file(&self, listing: &Listing, folder: &OsStr, stem: &OsStr, is_package: bool) -> Option<Found> {
+        let with = |suffix: &str| {
+            let mut name = stem.to_owned();
+            name.push(suffix);
+            name
+        };
+        let location = is_package.then(|| folder.to_owned());
+        for suffix in &self.rules.extension_suffixes {
+            let name = with(suffix);
+            if listing.is(FileType::RegularFile, folder, &name) {
+                let origin = joined(folder, &name).into_os_string();
+                let source = None;
+                return Some(Found::Module(Module {
+                    origin,
+                    location,
+                    source,
+                }));
+            }
+        }
+        let name = with(".py");
+        if listing.is(FileType::RegularFile, folder, &name) {
+            let origin = joined(folder, &name).into_os_string();
+            let Some(source) = self.read(&origin, folder, stem) else {
+                return Some(Found::Unknown);
+            };
+            let source = Some(source);
+            return Some(Found::Module(Module {
+                origin,
+                location,
+                source,
+            }));
+        }
+        listing.names.contains_key(&with(".pyc")).then_some(Found::Unknown)
+    }
+
+    /// The valid bytecode of a source file: `SourceLoader.get_code` by modification time.
+    fn read(&self, origin: &OsStr, folder: &OsStr, stem: &OsStr) -> Option<Source> {
+        let status = stat(Path::new(origin)).ok()?;
+        let mut bytecode = match &self.rules.pycache_prefix {
+            Some(prefix) => {
+                let mut path = prefix.clone();
+                path.push(folder);
+                PathBuf::from(path)
+            }
+            None => joined(folder, OsStr::new("__pycache__")),
+        };
+        let mut name = stem.to_owned();
+        name.push(&self.rules.bytecode_suffix);
+        bytecode.push(name);
+        // `take` hides that it is a file: it would be asked for its size and position, on the shared filesystem.
+        let mut data = Vec::with_capacity(READ_BYTES);
+        let file = std::fs::File::open(&bytecode).ok()?;
+        file.take(u64::MAX).read_to_end(&mut data).ok()?;
+        let (header, code) = data.split_at_checked(HEADER_BYTES)?;
+        let expected = [
+            &self.rules.magic[..],
+            &[0; 4],
+            &status.st_mtime.to_le_bytes()[..4],
+            &status.st_size.to_le_bytes()[..4],
+        ]
+        .concat();
+        if header != expected {
+            return None;
+        }
+        Some(Source {
+            code: code.to_vec(),
+            modified_ns: nanoseconds(&status),
+            size_bytes: status.st_size,
+        })
+    }
+}
+
+fn list(path: &OsStr) -> Folder {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = match open(Path::new(path), flags, Mode::empty()) {
+        Ok(folder) => folder,
+        Err(Errno::NOENT) => return Folder::Absent,
+        Err(_) => return Folder::Other,
+    };
+    let Ok(status) = fstat(&folder) else {
+        return Folder::Other;
+    };
+    let Ok(entries) = Dir::new(folder) else {
+        return Folder::Other;
+    };
+    let mut names = HashMap::new();
+    for entry in entries {
+        let Ok(entry) = entry else { return Folder::Other };
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.insert(OsString::from_vec(name.to_vec()), entry.file_type());
+        }
+    }
+    Folder::Listed(Listing {
+        names,
+        modified_ns: nanoseconds(&status),
+    })
+}
+
+fn joined(folder: &OsStr, name: &OsStr) -> PathBuf {
+    let mut path = folder.to_owned();
+    path.push("/");
+    path.push(name);
+    PathBuf::from(path)
+}
+
+#[allow(clippy::useless_conversion, reason = "the types differ between machines")]
+fn nanoseconds(status: &rustix::fs::Stat) -> i64 {
+    i64::from(status.st_mtime) * 1_000_000_000 + i64::try_from(status.st_mtime_nsec).unwrap_or(0)
+}
+
+/// What `work` makes of each item, in their order. The threads have ended when this returns: a program that forks
+/// must not be told that it has threads.
+pub fn in_parallel<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    use rayon::prelude::*;
+    let one_after_another = || items.iter().map(&work).collect();
+    if threads < 2 {
+        return one_after_another();
+    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_scoped(
+            |thread| thread.run(),
+            |pool| pool.install(|| items.par_iter().with_max_len(1).map(&work).collect()),
+        )
+        .unwrap_or_else(|cause| {
+            log::debug!("no threads to read with: {cause}");
+            one_after_another()
+        })
+}
