@@ -7,7 +7,7 @@ use crate::elf::{self, Dynamic};
 use crate::error::{Error, Result};
 use libloading::os::unix::Library as Handle;
 use std::collections::{HashMap, HashSet};
-use std::ffi::c_int;
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 
 /// Where the loader looks, and what stays behind.
@@ -181,16 +181,76 @@ pub fn loaded_names() -> HashSet<String> {
 /// # Errors
 /// What the dynamic loader says.
 pub fn preload(path: &Path, soname: Option<&str>, flags: c_int) -> Result<()> {
-    if let Some(soname) = soname {
-        // SAFETY: RTLD_NOLOAD runs no code of the library.
-        let loaded = unsafe { Handle::open(Some(soname), flags | libc::RTLD_NOLOAD) };
-        if loaded.is_ok() {
-            return Ok(());
-        }
+    if soname.is_some_and(is_loaded) {
+        return Ok(());
     }
     // SAFETY: the extension module that is being imported would load it at this moment.
     let library = unsafe { Handle::open(Some(path), flags) }
         .map_err(|cause| Error::new(format!("{}", std::error::Error::source(&cause).unwrap_or(&cause))))?;
     std::mem::forget(library);
     Ok(())
+}
+
+/// Whether a library with this soname is loaded. Asked with RTLD_NOLOAD, the loader would search its folders for it.
+fn is_loaded(soname: &str) -> bool {
+    let mut wanted = Wanted { soname, found: false };
+    // SAFETY: `compare_soname` is called before this returns, with what it is given here.
+    unsafe { libc::dl_iterate_phdr(Some(compare_soname), (&raw mut wanted).cast()) };
+    wanted.found
+}
+
+struct Wanted<'a> {
+    soname: &'a str,
+    found: bool,
+}
+
+/// An entry of a loaded file's dynamic section.
+#[repr(C)]
+struct Entry {
+    tag: isize,
+    value: usize,
+}
+
+/// Called for each loaded file, until it returns something else than 0.
+unsafe extern "C" fn compare_soname(info: *mut libc::dl_phdr_info, _size: usize, wanted: *mut c_void) -> c_int {
+    const DT_NULL: isize = 0;
+    const DT_STRTAB: isize = 5;
+    const DT_SONAME: isize = 14;
+    // SAFETY: both pointers are valid during the call; the headers, the dynamic section, which ends with DT_NULL, and
+    // its strings are as the loader has mapped them, and it keeps them mapped meanwhile.
+    unsafe {
+        let (info, wanted) = (&*info, &mut *wanted.cast::<Wanted<'_>>());
+        let base = info.dlpi_addr as usize;
+        let headers = std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into());
+        let Some(dynamic) = headers.iter().find(|header| header.p_type == libc::PT_DYNAMIC) else {
+            return 0;
+        };
+        let (mut strings, mut soname) = (None, None);
+        let mut entry = (base + dynamic.p_vaddr as usize) as *const Entry;
+        while (*entry).tag != DT_NULL {
+            match (*entry).tag {
+                DT_STRTAB => strings = Some((*entry).value),
+                DT_SONAME => soname = Some((*entry).value),
+                _ => {}
+            }
+            entry = entry.add(1);
+        }
+        if let (Some(strings), Some(soname)) = (strings, soname) {
+            // The loader makes it an address, except in what it cannot write to.
+            let strings = if strings < base { base + strings } else { strings };
+            wanted.found = CStr::from_ptr((strings + soname) as *const c_char).to_bytes() == wanted.soname.as_bytes();
+        }
+        c_int::from(wanted.found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_loaded_is_known_by_its_soname() {
+        assert!(is_loaded("libc.so.6"));
+        assert!(!is_loaded("libc.so"));
+    }
 }
