@@ -5,6 +5,7 @@ import os
 import subprocess
 import sysconfig
 
+import mpi as mpis
 import pytest
 
 SIZE_BYTES = 100 << 20
@@ -65,16 +66,23 @@ def large(tmp_path):
     return module, sum(blob)
 
 
-def test_each_byte_crosses_to_a_host_once_and_few_are_in_a_process(cluster, script, large, two_mpis):
+# MPICH broadcasts among eight and more in another way than among few.
+@pytest.mark.parametrize(
+    ("mpi", "hosts", "ranks_per_host"), [(mpis.MPICH, 4, 2), (mpis.OPENMPI, 4, 2), (mpis.MPICH, 11, 1)], ids=str
+)
+def test_each_byte_crosses_to_a_host_once_and_few_are_in_a_process(
+    new_cluster, script, large, mpi, hosts, ranks_per_host
+):
     module, total = large
     program = script(PROGRAM)
     script(BEFORE, "sitecustomize.py")
-    launch = cluster.mpi(two_mpis, 2, env={"PYTHONPATH": program.parent})
-    with cluster.filesystem.trace() as operations:
-        result = cluster.run([*launch, "python-mpi", program])
+    with new_cluster(hosts) as cluster:
+        launch = cluster.mpi(mpi, ranks_per_host, env={"PYTHONPATH": program.parent})
+        with cluster.filesystem.trace() as operations:
+            result = cluster.run([*launch, "python-mpi", program])
     assert result.returncode == 0, result
     rows = [json.loads(line) for line in result.stdout.splitlines()]
-    assert sorted(row[0] for row in rows) == sorted(cluster.hosts * 2)
+    assert sorted(row[0] for row in rows) == sorted(cluster.hosts * ranks_per_host)
     assert {row[3] for row in rows} == {total}
     read = [one for one in operations if one.operation == "read" and one.path == str(module)]
     assert {(one.host, one.rank) for one in read} == {("h0", 0)}
