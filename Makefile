@@ -38,6 +38,7 @@ lint: $(VENV)/.built
 
 bench: $(VENV)/.built $(MPIS:%=.mpi/%/.installed)
 	$(IN_VENV)/python benchmarks/operations.py
+	$(IN_VENV)/python benchmarks/memory.py
 
 # What cannot be installed from here is named in one sentence.
 .PHONY: .tools
