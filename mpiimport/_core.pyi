@@ -68,8 +68,17 @@ def closures(files: list[str], library_path: list[str], system: list[str]) -> li
     `library_path` is LD_LIBRARY_PATH; libraries below the folders in `system` are left out.
     """
 
-def deliver_files(paths: list[str], what: str) -> list[bool]:
-    """Copy files of the root to the node store of each host: for each, whether this host has it. Collective."""
+def crc32(data: bytes, before: int = 0) -> int:
+    """Return the CRC-32 of bytes, or of what `before` is the CRC-32 of with these bytes after it."""
+
+def deliver_files(paths: list[str], bundle: tuple[str, list[tuple[int, int, int]]] | None, what: str) -> list[bool]:
+    """Copy files of the root to the node store of each host: for each, whether this host has it. Collective.
+
+    The root may have them in a bundle, each at an (offset, size in bytes, CRC-32).
+    """
+
+def states(paths: list[str]) -> list[tuple[int, int] | None]:
+    """Return (time of modification in ns, size in bytes) of files and folders, None for what is not there."""
 
 def filesystem_type(path: str) -> int:
     """Return the type of the filesystem that a file is on, as `statfs` has it. Raises OSError."""

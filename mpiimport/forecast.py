@@ -47,6 +47,7 @@ class Forecast:
         self.executed: dict[str, list[str]] = {}
         self.standard = standard_names()
         self.sure: list[str] = []
+        self.missing: list[tuple[str, Answer]] = []
         self.hooks = foreign_hooks()
         self.states: dict[Question, tuple[int, int] | None] = {}
         suffix = cache_from_source("/m.py").rpartition("/m")[2]
@@ -77,7 +78,7 @@ class Forecast:
 
     def follow_name(self, fullname: str) -> None:
         """Foresee the import of a module and of the packages it is in."""
-        if fullname not in self.visited:
+        if fullname and fullname not in self.visited:
             parent = fullname.rpartition(".")[0]
             if parent:
                 self.follow_name(parent)
@@ -95,8 +96,7 @@ class Forecast:
         asked = list(questions)
         for question, (answer, _) in zip(asked, self.find(asked)):
             if answer is not None:
-                if answer.kind != answers.MISSING:
-                    self.opening.add(question[1], answer)
+                self.add(question[1], answer)
                 if answer.kind == answers.EXTENSION and answer.origin is not None:
                     self.sure.append(answer.origin)
 
@@ -108,14 +108,22 @@ class Forecast:
             self.opening.listings[folder] = stems
             if not (folder + "/").startswith(self.opening.stable):
                 self.opening.changing[folder] = modified_ns
-        for question, state in self.states.items():
-            answer = self.opening.answers.get(question)
-            if answer is not None:
-                changing = self.opening.changing.get
-                stable = self.opening.stable
-                answer.witnesses = answers.witnesses(
-                    answer.path, answer.origin, stable, answer.locations, changing, state
-                )
+        for fullname, answer in self.missing:  # most are not in the listings: those say it
+            listed = [self.opening.listings.get(folder) for folder in answer.path]
+            if any(one is None or last_part(fullname) in one for one in listed):
+                self.opening.add(fullname, answer)
+        stable, changing = self.opening.stable, self.opening.changing.get
+        for question, found in self.opening.answers.items():
+            if question in self.states:
+                state = self.states[question]
+                found.witnesses = answers.witnesses(found.path, found.origin, stable, found.locations, changing, state)
+
+    def add(self, fullname: str, answer: Answer) -> None:
+        """Add an answer to the opening."""
+        if answer.kind == answers.MISSING:
+            self.missing.append((fullname, answer))
+        else:
+            self.opening.add(fullname, answer)
 
     def follow_waiting(self) -> None:
         """Find what is waiting and can be found: a module after the package that it is in."""
@@ -139,9 +147,9 @@ class Forecast:
                 questions.append((tuple(answers.searched(path)), fullname))
         for (_, fullname), (answer, code) in zip(questions, self.find(questions)):
             self.visited[fullname] = answer
-            if answer is None or answer.kind == answers.MISSING:
-                continue  # the opening's listings say so
-            self.opening.add(fullname, answer)
+            if answer is None:
+                continue
+            self.add(fullname, answer)
             if code is None and answer.code is not None:
                 try:
                     code = marshal.loads(answer.code)

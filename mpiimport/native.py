@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any, Optional
 
+    from mpiimport.bundle import Bundle
+
     Library = tuple[str, Optional[str]]
     Plan = tuple[list[str], list[str], dict[str, list[Library]], dict[str, bool], int]
     """The files that travel, the links to their siblings, the libraries of each extension module, which folders hold
@@ -105,16 +107,24 @@ class Native:
                 sizes[path] = posix.stat(path).st_size
             except OSError:
                 continue  # gone since it was found: who imports it will say so
+        total = self.fit(sizes)
+        links = siblings({path for needed in found for path, _ in needed}, sizes)
+        return list(sizes), links, libraries, self.folders, total
+
+    def fit(self, sizes: "dict[str, int]") -> int:
+        """Leave out the largest files, beyond the size limit. Return the size of the rest in bytes."""
         total = sum(sizes.values())
         for path in sorted(sizes, key=sizes.__getitem__, reverse=True):
             if total <= self.limit_bytes:
                 break
             total -= sizes.pop(path)
-        links = siblings({path for needed in found for path, _ in needed}, sizes)
-        return list(sizes), links, libraries, self.folders, total
+        return total
 
-    def deliver(self, plan: "Plan", *, links: bool) -> None:
-        """Put what was planned into the node store of each host; `links` is for one rank of it. Collective."""
+    def deliver(self, plan: "Plan", *, links: bool, bundle: "Bundle | None" = None) -> None:
+        """Put what was planned into the node store of each host; `links` is for one rank of it. Collective.
+
+        The root reads it where it lies, or in a bundle.
+        """
         files, links_to, libraries, folders, total = plan
         self.folders.update(folders)
         self.used_bytes += total
@@ -122,7 +132,8 @@ class Native:
             return
         if links and self.folder is not None:
             _core.store_link(links_to)
-        arrived = _core.deliver_files(files, "rank 0 to read the native libraries")
+        source = None if bundle is None else (bundle.path, [bundle.native[path] for path in files])
+        arrived = _core.deliver_files(files, source, "rank 0 to read the native libraries")
         self.present.update(path for path, is_there in zip(files, arrived) if is_there)
         self.libraries.update(libraries)
 

@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from mpiimport.answers import Witness
     from mpiimport.profile import Profile
 
     Question = tuple[tuple[str, ...], str]
@@ -77,6 +78,13 @@ class Opening:
         """List the origins of the extension modules that were foreseen."""
         return [found.origin for found in self.answers.values() if found.kind == answers.EXTENSION and found.origin]
 
+    def shortened(self, witness: "Witness", path: "tuple[str, ...]") -> "Witness | int":
+        """Return of a folder that is in `changing` as it was only where it stands on the path."""
+        folder, modified_ns, size_bytes = witness
+        if size_bytes is None and folder in self.changing and self.changing[folder] == modified_ns and folder in path:
+            return path.index(folder)
+        return witness
+
     def pack(self, *, with_code: bool = True) -> "list[bytes]":
         """Return the message in parts; without the code of modules if every rank is to read that itself."""
         body: list[bytes] = []
@@ -91,17 +99,32 @@ class Opening:
         records: dict[tuple[str, ...], dict[str, int]] = {}
         for (path, fullname), found in self.answers.items():
             code = (append(found.code), len(found.code)) if with_code and found.code is not None else None
-            record = (found.kind, found.origin, found.locations, found.witnesses, code)
-            records.setdefault(path, {})[fullname] = append(marshal.dumps(record))  # type: ignore[arg-type]
+            witnesses = [self.shortened(one, path) for one in found.witnesses]
+            record = (found.kind, found.origin, found.locations, witnesses, code)
+            records.setdefault(path, {})[fullname] = append(marshal.dumps(record))
         listings = {
             folder: append(marshal.dumps(stems)) for folder, stems in self.listings.items() if stems is not None
         }
         files = {path: data and (append(data), len(data)) for path, data in self.files.items()}
         folders = {folder: names and append(marshal.dumps(names)) for folder, names in self.folders.items()}
-        policy = (self.shares_misses, self.profile is not None)
-        fields = (records, listings, self.changing, self.stable, files, folders, self.native, policy, self.extra)
-        index = marshal.dumps(fields)
-        return [len(index).to_bytes(8, "little"), index, *body]
+        index = {
+            "records": records,
+            "listings": listings,
+            "changing": self.changing,
+            "files": files,
+            "folders": folders,
+            "native": self.native,
+            "shares_misses": self.shares_misses,
+            "takes_notes": self.profile is not None,
+            "extra": self.extra,
+        }
+        return [*packed(index), *body]
+
+
+def packed(index: "dict[str, Any]") -> "list[bytes]":
+    """Return the parts of a message that stand before its body."""
+    data = marshal.dumps(index)
+    return [len(data).to_bytes(8, "little"), data]
 
 
 class Received:
@@ -112,14 +135,16 @@ class Received:
         start = 8 + int.from_bytes(view[:8], "little")
         self.body = view[start:]
         self.size_bytes = len(view)
-        self.records: dict[tuple[str, ...], dict[str, int]]
-        self.listings: dict[str, int]
-        self.changing: dict[str, int | None]
-        self.files: dict[str, tuple[int, int] | bytes | None]
-        self.folders: dict[str, int | list[str] | None]
-        fields = marshal.loads(view[8:start])
-        self.records, self.listings, self.changing, self.stable, *fields = fields
-        self.files, self.folders, self.native, (self.shares_misses, self.takes_notes), self.extra = fields
+        index = marshal.loads(view[8:start])
+        self.records: dict[tuple[str, ...], dict[str, int]] = index["records"]
+        self.listings: dict[str, int] = index["listings"]
+        self.changing: dict[str, int | None] = index["changing"]
+        self.files: dict[str, tuple[int, int] | bytes | None] = index["files"]
+        self.folders: dict[str, int | list[str] | None] = index["folders"]
+        self.native: Any = index["native"]
+        self.shares_misses: bool = index["shares_misses"]
+        self.takes_notes: bool = index["takes_notes"]
+        self.extra: Any = index["extra"]
 
     def cache_importers(self, folders: "list[str]") -> None:
         """Have `PathFinder` know these folders, as it does in plain Python by the time a program adds path hooks."""
@@ -147,6 +172,9 @@ class Received:
         record = self.record(fullname, folders)
         if record is not None:
             kind, origin, locations, witnesses, code = record
+            witnesses = [
+                (folders[one], self.changing[folders[one]], None) if type(one) is int else one for one in witnesses
+            ]
             data = self.body[code[0] : code[0] + code[1]] if code is not None else None
             found = Answer(folders, kind, origin, locations, data, witnesses)
             return found if not witnesses or answers.holds(found, fullname) else None

@@ -93,17 +93,27 @@ def cache_folder() -> "str | None":
     return base + "/mpiimport"
 
 
+def open_own(path: str, owners: "tuple[int, ...]") -> int:
+    """Open a file that only these users can have written. Raises OSError, or DistrustedError if others can."""
+    descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+    status = posix.fstat(descriptor)
+    reason = None
+    if status.st_mode & 0o170000 != 0o100000:
+        reason = "it is no file"
+    elif status.st_uid not in owners:
+        reason = "it belongs to another user"
+    elif status.st_mode & 0o022:
+        reason = "others can write to it; chmod go-w would mend that"
+    if reason is not None:
+        posix.close(descriptor)
+        raise DistrustedError(reason)
+    return descriptor
+
+
 def read_own(path: str) -> bytes:
     """Read a file that only this user can have written. Raises OSError, or DistrustedError if others can."""
-    descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+    descriptor = open_own(path, (posix.geteuid(),))
     try:
-        status = posix.fstat(descriptor)
-        if status.st_mode & 0o170000 != 0o100000:
-            raise DistrustedError("it is no file")
-        if status.st_uid != posix.geteuid():
-            raise DistrustedError("it belongs to another user")
-        if status.st_mode & 0o022:
-            raise DistrustedError("others can write to it; chmod go-w would mend that")
         parts = []
         while part := posix.read(descriptor, 1 << 24):
             parts.append(part)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any, TypeVar
 
+    from mpiimport.bundle import Bundle, Bundled
     from mpiimport.forecast import Forecast
     from site_mpi.boot import Place, Settings
 
@@ -30,14 +31,18 @@ class Session:
     def __init__(self, settings: "Settings", place: "Place | None") -> None:
         self.settings = settings
         self.place = place
-        self.policy = "opening" if place is not None else "local"
+        self.policy = "opening" if place is not None or settings.write_bundle is not None else "local"
         self.override = _local()
         self.stopped = False
         self.broadcast_bytes = 0
         self.takes_notes = False
+        self.bundle: Bundle | None = None
+        self.made: list[Any] = []
         self.seconds: dict[str, float] = {}
         self.verbose = settings.verbose > 1 or (settings.verbose > 0 and self.is_root())
-        self.native = Native(settings.store, int(settings.store_limit_mb * 1e6))
+        self.native = Native(
+            "always" if settings.write_bundle is not None else settings.store, int(settings.store_limit_mb * 1e6)
+        )
         self.finder = Finder(self)
         self.misses = Misses(self.native, writes_bytecode=self.is_root())
         self.stable: tuple[str, ...] = ()
@@ -56,7 +61,10 @@ class Session:
 
     def forecasts(self) -> bool:
         """Whether openings are made of what will be imported."""
-        return self.place is not None and self.settings.policy in ("opening", "locate")
+        return (self.place is not None or self.settings.write_bundle is not None) and self.settings.policy in (
+            "opening",
+            "locate",
+        )
 
     def begin_program(self) -> None:
         """From now on the program imports: by the policy that the user chose."""
@@ -121,17 +129,52 @@ class Session:
             if problem is not None and (self.verbose or self.settings.profile != "auto"):
                 boot.say(problem + ".")
             made.profile = profile
+        included = [name for name in self.settings.include.split(",") if name]
         if profile is not None and profile.earlier:
             modules = profile.modules()
-            self.forecast(made, lambda forecast: forecast.follow_questions(modules))
+
+            def follow(forecast: "Forecast") -> None:
+                forecast.follow_questions(modules)
+                forecast.follow_roots(included)
         elif self.settings.scan != "never" and self.is_far():
-            self.forecast(made, scan)
+
+            def follow(forecast: "Forecast") -> None:
+                scan(forecast)
+                forecast.follow_roots(included)
+        else:
+            return
+        self.forecast(made, follow)
 
     def is_far(self) -> bool:
         """Whether reading modules is to be saved: not where they are on a disk of this host, as fast for each rank."""
-        return self.settings.scan == "always" or is_on_shared_filesystem(sys.prefix)
+        if self.settings.write_bundle is not None:
+            return True
+        return self.settings.scan == "always" or is_on_shared_filesystem(boot.own_folder())
 
-    def broadcast_opening(self, made: "opening.Opening | None", what: str) -> "opening.Received":
+    def open_bundle(self) -> None:
+        """Read, on the root, the bundle that the user chose. One that cannot be used is named, and left out.
+
+        Raises RuntimeError if there is no such file.
+        """
+        path = self.settings.bundle
+        if path is None or self.place is None or not self.is_root() or self.settings.policy != "opening":
+            return
+        from mpiimport import bundle
+
+        try:
+            found = bundle.Bundle(path)
+            found.check(bundle.identity(), stat=self.settings.validate == "stat")
+        except bundle.UnusableError as cause:
+            boot.say("the bundle `%s` %s. Going on without it." % (path, cause))
+            return
+        except OSError as cause:
+            raise RuntimeError("cannot read the bundle `%s`: %s" % (path, cause.strerror)) from None
+        found.limit(
+            self.native, wanted=self.settings.store == "always" or (self.settings.store == "auto" and self.is_far())
+        )
+        self.bundle = found
+
+    def broadcast_opening(self, made: "opening.Opening | Bundled | None", what: str) -> "opening.Received":
         """Give every rank the opening that the root made; the root passes it, the others None. Collective.
 
         Return the opening. Raises RuntimeError with the root's message if the root could not make it.
@@ -139,6 +182,7 @@ class Session:
         message = made.pack(with_code=self.settings.policy != "locate") if made is not None else None
         if self.place is None:
             assert message is not None, "a process without other ranks is its own root"
+            self.made.append(made)
             return opening.Received(b"".join(message))
         shared = _core.broadcast_shared(message, what)
         self.broadcast_bytes += len(shared)
@@ -153,7 +197,7 @@ class Session:
                 _core.take_notes(None, b"", {})
             self.takes_notes = True
         if self.settings.policy == "opening":
-            self.native.deliver(received.native, links=self.place["local_rank"] == 0)
+            self.native.deliver(received.native, links=self.place["local_rank"] == 0, bundle=self.bundle)
         return received
 
     def deliver(self, names: "tuple[str, ...]") -> None:

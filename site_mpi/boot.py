@@ -37,7 +37,7 @@ PACKAGE = (
 )
 """The modules that the root delivers."""
 
-ROOT_PACKAGE = ("mpiimport.forecast", "mpiimport.profile", "mpiimport.scan")
+ROOT_PACKAGE = ("mpiimport.bundle", "mpiimport.forecast", "mpiimport.profile", "mpiimport.scan")
 """The modules that only the root needs."""
 
 PLAIN_PACKAGE = ("site_mpi", "site_mpi.program")
@@ -71,6 +71,10 @@ OPTIONS = (
         "auto",
         "without a profile, follow import statements: always, never, auto: on shared disks",
     ),
+    ("bundle", None, "FILE", None, "read from this file, made by --write-bundle, what the program imports"),
+    ("validate", None, "WHAT", "stat", "whether the bundle is still right: stat its files, or none: trust it"),
+    ("write-bundle", None, "FILE", None, "make a bundle for the program instead of running it"),
+    ("include", None, "NAMES", "", "further modules for --write-bundle, separated by commas"),
     ("stable", None, "PATHS", "", "folders, separated by colons, whose modules do not change during a run"),
     ("abort-on-exit", None, None, 0, "sys.exit(n) with n other than 0 on one rank ends the job (of python-mpi)"),
     ("require", None, None, 0, "fail where there is no MPI, instead of running as plain Python"),
@@ -80,8 +84,12 @@ OPTIONS = (
 )
 """Every setting. `--thread-level` is `MPIIMPORT_THREAD_LEVEL` in the environment and `thread_level` in `install()`."""
 
+ONLY_OPTIONS = ("command", "module", "write-bundle", "include", "help", "version")
+"""What is no setting for all programs, and so no variable of the environment."""
+
 CHOICES = {
     "store": ("auto", "always", "never"),
+    "validate": ("stat", "none"),
     "scan": ("auto", "always", "never"),
     "policy": ("opening", "lockstep", "locate", "local"),
     "implementation": ("mpich", "openmpi", "mpiabi"),
@@ -124,10 +132,12 @@ class Settings:
     """What the user chose: options of `python-mpi`, else `MPIIMPORT_*` variables, else defaults. Read once."""
 
     abort_on_exit: int
+    bundle: "str | None"
     command: "str | None"
     debug: int
     help: int
     implementation: "str | None"
+    include: str
     libmpi: "str | None"
     local: int
     module: "str | None"
@@ -141,8 +151,10 @@ class Settings:
     thread_level: "str | None"
     timeout: str
     tmpdir: "str | None"
+    validate: str
     verbose: int
     version: int
+    write_bundle: "str | None"
 
     def __init__(self, **chosen: "Any") -> None:
         for option, _, value_name, default, _ in OPTIONS:
@@ -151,7 +163,7 @@ class Settings:
             source = "--" + option
             if value is None:
                 source = "MPIIMPORT_" + name.upper()
-                value = environment(source) if name not in ("command", "module", "help", "version") else None
+                value = environment(source) if option not in ONLY_OPTIONS else None
                 if value == "":
                     value = None
                 if value is not None and value_name is None:
@@ -260,7 +272,7 @@ def usage() -> str:
     lines += [
         "",
         "Python's own -b -B -E -O -OO -P -q -s -u -W -X are passed on.",
-        "Each option but the first two and the last two is also a variable: MPIIMPORT_TMPDIR for --tmpdir.",
+        "Each is also a variable, MPIIMPORT_TMPDIR for --tmpdir, but for " + ", ".join(ONLY_OPTIONS) + ".",
     ]
     return "\n".join(lines) + "\n"
 
@@ -567,7 +579,9 @@ def main() -> None:
                 sys.stdout.write(usage() if settings.help else versions)
             sys.exit(0)
         place = connect(settings, folder)
-        if place is None and not settings.verbose:
+        if settings.write_bundle is not None and place is not None:
+            raise UsageError("--write-bundle is for one process: start python-mpi without mpiexec")
+        if place is None and not settings.verbose and settings.write_bundle is None:
             run_plain(settings, rest, arguments, folder)
             return
         load_package(place, folder)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any, TypeVar
 
+    from mpiimport.bundle import Bundled
     from mpiimport.forecast import Forecast
     from mpiimport.opening import Opening
 
@@ -45,6 +46,8 @@ class Start:
         kind, target, argv = program.describe(self.session.settings, rest)
         program.restore_arguments(argv, arguments)
         prepared = guarded(self.session, lambda: self.stages(kind, target))
+        if self.session.settings.write_bundle is not None:
+            sys.exit(write_bundle(self.session, prepared))
         program.run(prepared, self.session)
 
     def start_here(self, asked: "boot.Settings", rest: "list[str]", path0: "list[str]") -> None:
@@ -84,10 +87,17 @@ class Start:
         finder = session.finder
         finder.install()
         self.open_store()
+        session.open_bundle()
         self.settle_paths()
         customise()
-        made = None
-        if session.is_root():
+        made: Opening | Bundled | None = None
+        if session.bundle is not None:
+            prepared = program.prepare(kind, target)
+            path0 = prepared.path0
+            session.bundle.place(os.getcwd() if path0 == "" else path0, stat=session.settings.validate == "stat")
+            made = session.bundle.program
+            made.index["extra"] = prepared.pack()
+        elif session.is_root():
             made = session.new_opening()
             made.extra = self.forecast(made, kind, target).pack()
         received = session.broadcast_opening(made, "rank 0 to find and read what the program will import")
@@ -100,9 +110,11 @@ class Start:
     def settle_paths(self) -> None:
         """Stage one: `site.main()`, which looks at the filesystem on the root alone. Collective."""
         session = self.session
-        made = None
+        made: Opening | Bundled | None = None
         record: Record = {}
-        if session.is_root():
+        if session.bundle is not None:
+            made = session.bundle.site
+        elif session.is_root():
             session.finder.recorded = {}
             import site
 
@@ -122,7 +134,7 @@ class Start:
                 customs = ("sitecustomize", "usercustomize")
                 session.forecast(made, lambda forecast: forecast.follow_roots(customs))
         received = session.broadcast_opening(made, "rank 0 to settle sys.path")
-        if not session.is_root():
+        if not session.is_root() or session.bundle is not None:
             import site
 
             sys.flags = with_site()
@@ -169,6 +181,24 @@ class Start:
             if prepared.path0 is not None:
                 sys.path.remove(prepared.path0)
         return prepared
+
+
+def write_bundle(session: Session, prepared: "program.Program") -> int:
+    """Write the openings that were made for a program into a bundle. Return the exit status."""
+    from mpiimport import bundle
+
+    path = session.settings.write_bundle or ""
+    if prepared.status is not None:
+        return prepared.status
+    try:
+        path0 = os.getcwd() if prepared.path0 == "" else prepared.path0
+        size_bytes = bundle.write(path, "%s %s" % (prepared.kind, prepared.target), path0, *session.made)
+    except OSError as cause:
+        boot.say("cannot write the bundle `%s`: %s" % (path, cause.strerror))
+        return 1
+    modules = sum(len(one.answers) for one in session.made)
+    sys.stdout.write("%s: %d modules, %.1f MB\n" % (path, modules, size_bytes / 1e6))
+    return 0
 
 
 def follow_program(forecast: "Forecast", prepared: "program.Program") -> None:

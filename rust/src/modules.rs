@@ -126,14 +126,12 @@ impl Searcher {
 
     /// Answers many questions, in their order.
     pub fn find_all(&self, questions: &[Question]) -> Vec<Found> {
-        let threads = THREADS.min(questions.len() / QUESTIONS_PER_THREAD);
-        in_parallel(questions, threads, |question| self.find(question))
+        in_parallel(questions, threads_for(questions.len()), |question| self.find(question))
     }
 
     /// Lists folders that no question has led to yet.
     pub fn list_all(&self, folders: &[OsString]) {
-        let threads = THREADS.min(folders.len() / QUESTIONS_PER_THREAD);
-        in_parallel(folders, threads, |folder| {
+        in_parallel(folders, threads_for(folders.len()), |folder| {
             self.folder(folder);
         });
     }
@@ -268,6 +266,19 @@ impl Searcher {
             size_bytes: status.st_size,
         })
     }
+}
+
+/// (Time of modification in ns, size in bytes) of files and folders.
+pub fn states(paths: &[OsString]) -> Vec<Option<(i64, i64)>> {
+    in_parallel(paths, threads_for(paths.len()), |path| {
+        stat(Path::new(path))
+            .ok()
+            .map(|status| (nanoseconds(&status), status.st_size))
+    })
+}
+
+fn threads_for(questions: usize) -> usize {
+    THREADS.min(questions / QUESTIONS_PER_THREAD)
 }
 
 fn list(path: &OsStr) -> Folder {

@@ -245,9 +245,33 @@ fn store_put(py: Python<'_>, key: &str, answer: Option<&[u8]>) -> PyResult<()> {
 
 /// Copy files of the root to the node store of each host: for each, whether this host has it. Collective.
 #[pyfunction]
-fn deliver_files(py: Python<'_>, paths: Vec<PathBuf>, what: &str) -> PyResult<Vec<bool>> {
+fn deliver_files(
+    py: Python<'_>,
+    paths: Vec<PathBuf>,
+    bundle: Option<(PathBuf, Vec<world::Section>)>,
+    what: &str,
+) -> PyResult<Vec<bool>> {
     let world = joined()?;
-    waiting(py, |interrupt| world.deliver_files(&paths, what, interrupt))
+    waiting(py, |interrupt| {
+        world.deliver_files(&paths, bundle.as_ref(), what, interrupt)
+    })
+}
+
+/// The CRC-32 of bytes, or of what `before` is the CRC-32 of with these bytes after it.
+#[pyfunction]
+#[pyo3(signature = (data, before = 0))]
+fn crc32(py: Python<'_>, data: &[u8], before: u32) -> u32 {
+    py.detach(|| {
+        let mut hasher = crc32fast::Hasher::new_with_initial(before);
+        hasher.update(data);
+        hasher.finalize()
+    })
+}
+
+/// (Time of modification in ns, size in bytes) of files and folders, None for what is not there.
+#[pyfunction]
+fn states(py: Python<'_>, paths: Vec<OsString>) -> Vec<Option<(i64, i64)>> {
+    py.detach(|| modules::states(&paths))
 }
 
 /// Copy files to this host's node store, where they are not there yet: for each, whether it is there.
@@ -539,8 +563,8 @@ mod _core {
 
     #[pymodule_export]
     use super::{
-        Modules, abi_constants, abort, broadcast, broadcast_shared, closures, connect, deliver_files, filesystem_type,
-        flags_with_site, gather, is_active, is_first_on_host, is_truncated, needed, note, preload, release_memory,
-        store_claim, store_copy, store_link, store_open, store_put, take_notes,
+        Modules, abi_constants, abort, broadcast, broadcast_shared, closures, connect, crc32, deliver_files,
+        filesystem_type, flags_with_site, gather, is_active, is_first_on_host, is_truncated, needed, note, preload,
+        release_memory, states, store_claim, store_copy, store_link, store_open, store_put, take_notes,
     };
 }

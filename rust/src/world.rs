@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::libmpi;
 use crate::mpi::{Comm, Mpi, Request};
 use crate::profile::{self, Profile, Questions};
-use crate::store::Store;
+use crate::store::{Incoming, Store};
 use once_cell::sync::OnceCell;
 use std::ffi::{OsStr, c_int, c_void};
 use std::fs::File;
@@ -18,6 +18,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -33,6 +34,8 @@ const NOTICE: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_millis(100);
 /// One MPI call carries at most this much: `count` is an `int`, and a wait between pieces can be interrupted.
 const PIECE_BYTES: usize = 64 << 20;
+/// So many copies are begun before any has its name: each is an open file.
+const FILES_AT_ONCE: usize = 64;
 /// So much of a file is in the memory of a process while it is copied: a multiple of any page size.
 const WINDOW_BYTES: usize = 8 << 20;
 
@@ -275,42 +278,100 @@ impl World {
     ///
     /// # Errors
     /// As all waits. The job cannot go on after it.
-    pub fn deliver_files(&self, paths: &[PathBuf], what: &str, interrupt: &mut Interrupt) -> Result<Vec<bool>> {
+    pub fn deliver_files(
+        &self,
+        paths: &[PathBuf],
+        bundle: Option<&(PathBuf, Vec<Section>)>,
+        what: &str,
+        interrupt: &mut Interrupt,
+    ) -> Result<Vec<bool>> {
         let mut present = vec![0_u8; paths.len()];
         if let Some(leaders) = self.leaders {
-            for (path, present) in paths.iter().zip(&mut present) {
-                *present = u8::from(self.deliver_file(leaders, path, what, interrupt)?);
+            let mut sources: Vec<Source> = Vec::new();
+            if self.rank == 0 {
+                sources = match bundle {
+                    Some((file, sections)) => {
+                        let file = Rc::new(File::open(file).map_err(|cause| Error::new(format!("{cause}")))?);
+                        sections
+                            .iter()
+                            .map(|&section| Source::section(&file, section))
+                            .collect()
+                    }
+                    None => paths.iter().map(|path| Source::file(path)).collect(),
+                };
+            }
+            for (at, paths) in paths.chunks(FILES_AT_ONCE).enumerate() {
+                let first = at * FILES_AT_ONCE;
+                let sources = sources.get(first..first + paths.len()).unwrap_or_default();
+                let arrived = self.deliver_some(leaders, paths, sources, what, interrupt)?;
+                for (present, arrived) in present[first..].iter_mut().zip(arrived) {
+                    *present = u8::from(arrived);
+                }
             }
         }
         let present = self.broadcast_pieces(self.node, present.leak(), what, interrupt)?;
         Ok(present.iter().map(|&one| one == 1).collect())
     }
 
-    fn deliver_file(&self, leaders: Comm, path: &Path, what: &str, interrupt: &mut Interrupt) -> Result<bool> {
-        let source = if self.rank == 0 { File::open(path).ok() } else { None };
-        let size_bytes = source.as_ref().and_then(|file| Some(file.metadata().ok()?.len()));
-        let announced = size_bytes.map_or(u64::MAX, |size| size).to_le_bytes().to_vec().leak();
-        let announced = self.broadcast_pieces(leaders, announced, what, interrupt)?;
-        let mut size = [0; 8];
-        size.copy_from_slice(announced);
-        let size_bytes = u64::from_le_bytes(size);
-        if size_bytes == u64::MAX {
-            return Ok(false);
+    /// Copies some files between the first ranks of the hosts; only the root has `sources`.
+    fn deliver_some(
+        &self,
+        leaders: Comm,
+        paths: &[PathBuf],
+        sources: &[Source],
+        what: &str,
+        interrupt: &mut Interrupt,
+    ) -> Result<Vec<bool>> {
+        let mut announced = vec![0; paths.len() * 8];
+        for (place, source) in announced.chunks_exact_mut(8).zip(sources) {
+            place.copy_from_slice(&source.size_bytes.unwrap_or(u64::MAX).to_le_bytes());
         }
-        let incoming = self.with_store(|store| store.receive(path, size_bytes)).transpose();
-        let incoming = incoming.unwrap_or_else(|cause| {
-            log::debug!("{cause}");
-            None
-        });
-        let mut complete = true;
+        let announced = self.broadcast_pieces(leaders, announced.leak(), what, interrupt)?;
+        let sizes = announced
+            .chunks_exact(8)
+            .map(|bytes| bytes.iter().rfold(0, |size, &byte| size << 8 | u64::from(byte)));
+        let mut incoming = Vec::new();
+        let mut verdicts = vec![0_u8; paths.len()];
+        for (at, (path, size_bytes)) in paths.iter().zip(sizes).enumerate() {
+            let mut arriving = None;
+            if size_bytes < u64::MAX {
+                arriving = self
+                    .with_store(|store| store.receive(path, size_bytes))
+                    .transpose()
+                    .unwrap_or_else(|cause| {
+                        log::debug!("{cause}");
+                        None
+                    });
+                let complete =
+                    self.deliver_file(leaders, arriving.as_ref(), sources.get(at), size_bytes, what, interrupt)?;
+                verdicts[at] = u8::from(complete);
+            }
+            incoming.push(arriving);
+        }
+        let verdicts = self.broadcast_pieces(leaders, verdicts.leak(), what, interrupt)?;
+        let finish = |(incoming, verdict): (Option<Incoming>, &u8)| match incoming {
+            Some(incoming) if *verdict == 1 => incoming.finish().map(|()| true),
+            _ => Ok(false),
+        };
+        incoming.into_iter().zip(verdicts.iter()).map(finish).collect()
+    }
+
+    /// Copies the content of one file. Whether it is whole, the root knows.
+    fn deliver_file(
+        &self,
+        leaders: Comm,
+        incoming: Option<&Incoming>,
+        source: Option<&Source>,
+        size_bytes: u64,
+        what: &str,
+        interrupt: &mut Interrupt,
+    ) -> Result<bool> {
+        let mut reader = source.map(Source::reader);
         let mut scratch = Vec::new();
         let mut offset = 0;
         while offset < size_bytes {
             let length = usize::try_from((size_bytes - offset).min(WINDOW_BYTES as u64)).unwrap_or(WINDOW_BYTES);
-            let mut window = incoming
-                .as_ref()
-                .map(|incoming| incoming.window(offset, length))
-                .transpose()?;
+            let mut window = incoming.map(|incoming| incoming.window(offset, length)).transpose()?;
             let bytes = match window.as_mut() {
                 Some(window) => window.bytes(),
                 None => {
@@ -318,8 +379,8 @@ impl World {
                     &mut scratch[..]
                 }
             };
-            if let Some(source) = &source {
-                complete = complete && source.read_exact_at(bytes, offset).is_ok();
+            if let Some(reader) = &mut reader {
+                reader.read(bytes, offset);
             }
             // SAFETY: on an error the window and the buffer are leaked, and so stay valid for MPI.
             let result = unsafe { self.broadcast_to_hosts(leaders, bytes, what, interrupt) };
@@ -329,13 +390,7 @@ impl World {
             }
             offset += length as u64;
         }
-        let unchanged = || source.as_ref().and_then(|file| Some(file.metadata().ok()?.len())) == Some(size_bytes);
-        let verdict = vec![u8::from(self.rank == 0 && complete && unchanged())].leak();
-        let verdict = self.broadcast_pieces(leaders, verdict, what, interrupt)?[0];
-        match incoming {
-            Some(incoming) if verdict == 1 => incoming.finish().map(|()| true),
-            _ => Ok(false),
-        }
+        Ok(reader.is_some_and(Reader::was_whole))
     }
 
     /// Collects equally many bytes of every rank on the root, in the order of ranks; others get nothing. Collective.
@@ -604,6 +659,93 @@ impl World {
             timeout: self.timeout,
             interrupt,
         }
+    }
+}
+
+/// A part of a bundle: offset, size in bytes, CRC-32.
+pub type Section = (u64, u64, u32);
+
+/// Where the root has a file that is delivered: a file of its own, or a part of a bundle.
+struct Source {
+    origin: Origin,
+    offset: u64,
+    /// None if it is not there.
+    size_bytes: Option<u64>,
+    /// Of a part of a bundle.
+    checksum: Option<u32>,
+}
+
+enum Origin {
+    Path(PathBuf),
+    Bundle(Rc<File>),
+}
+
+impl Source {
+    fn file(path: &Path) -> Self {
+        Self {
+            origin: Origin::Path(path.to_owned()),
+            offset: 0,
+            size_bytes: path.metadata().ok().map(|status| status.len()),
+            checksum: None,
+        }
+    }
+
+    fn section(bundle: &Rc<File>, (offset, size_bytes, checksum): Section) -> Self {
+        Self {
+            origin: Origin::Bundle(bundle.clone()),
+            offset,
+            size_bytes: Some(size_bytes),
+            checksum: Some(checksum),
+        }
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        Reader {
+            source: self,
+            file: match &self.origin {
+                Origin::Path(path) => File::open(path).ok().map(Rc::new),
+                Origin::Bundle(file) => Some(file.clone()),
+            },
+            whole: true,
+            hasher: crc32fast::Hasher::new(),
+        }
+    }
+}
+
+/// The reading of a source from its beginning to its end.
+struct Reader<'a> {
+    source: &'a Source,
+    file: Option<Rc<File>>,
+    whole: bool,
+    hasher: crc32fast::Hasher,
+}
+
+impl Reader<'_> {
+    fn read(&mut self, bytes: &mut [u8], offset: u64) {
+        let place = self.source.offset + offset;
+        self.whole = self.whole
+            && self
+                .file
+                .as_ref()
+                .is_some_and(|file| file.read_exact_at(bytes, place).is_ok());
+        if self.source.checksum.is_some() {
+            self.hasher.update(bytes);
+        }
+    }
+
+    /// Whether all was read, and the file is what it was before.
+    fn was_whole(self) -> bool {
+        let size = || {
+            self.file
+                .as_ref()
+                .and_then(|file| file.metadata().ok())
+                .map(|status| status.len())
+        };
+        self.whole
+            && match self.source.checksum {
+                Some(checksum) => self.hasher.finalize() == checksum,
+                None => size() == self.source.size_bytes,
+            }
     }
 }
 
