@@ -113,7 +113,8 @@ impl Closures {
             }
             let path = folder.join(name);
             // What is no library is left to the loader, but counts: it may be one that was cut off.
-            if let Some(dynamic) = self.dynamic(&path).or_else(|| path.is_file().then(Dynamic::default)) {
+            let damaged = || (path.is_file() && !elf::is_foreign(&path)).then(Dynamic::default);
+            if let Some(dynamic) = self.dynamic(&path).or_else(damaged) {
                 let resolved = std::fs::canonicalize(&path).ok()?;
                 let is_system = |system: &PathBuf| path.starts_with(system) || resolved.starts_with(system);
                 return (!self.search.system.iter().any(is_system)).then_some((path, dynamic));

@@ -3,9 +3,16 @@
 use crate::error::{Error, Result};
 use object::elf;
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
-use object::{Endianness, ReadCache, ReadRef};
+use object::{NativeEndian, ReadCache, ReadRef, pod};
 use std::fs::File;
 use std::path::Path;
+
+type Header = elf::FileHeader64<NativeEndian>;
+type Segment = elf::ProgramHeader64<NativeEndian>;
+type Entry = elf::Dyn64<NativeEndian>;
+
+/// No dynamic section is larger, and no string: what a damaged file claims must not cost memory.
+const LIMIT_BYTES: u64 = 64 << 10;
 
 /// The entries of the dynamic section that concern other files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,15 +38,19 @@ impl Dynamic {
     }
 }
 
-/// Reads the dynamic section of a 64-bit ELF file; only the parts that hold it.
+/// Reads the dynamic section of a file that the loader could load here; only the parts that hold it.
 ///
 /// # Errors
-/// The file cannot be opened, or is no 64-bit ELF file.
+/// The file cannot be opened, is no 64-bit ELF file for this machine, or is damaged.
 pub fn dynamic(path: &Path) -> Result<Dynamic> {
     let fail = |cause: &dyn std::fmt::Display| Error::new(format!("cannot read `{}`: {cause}", path.display()));
     let file = File::open(path).map_err(|cause| fail(&cause))?;
-    let cache = ReadCache::new(file);
-    parse(&cache).map_err(|cause| fail(&cause))
+    parse(&ReadCache::new(file)).map_err(|cause| fail(&cause))
+}
+
+/// Whether a file is an ELF file of another word size or for another machine: the loader's search passes it over.
+pub fn is_foreign(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| is_for_another_machine(&ReadCache::new(file)))
 }
 
 /// Whether a file is an ELF file that ends before its last segment does. The loader maps what is missing all the same,
@@ -47,31 +58,97 @@ pub fn dynamic(path: &Path) -> Result<Dynamic> {
 pub fn is_truncated(path: &Path) -> bool {
     let Ok(file) = File::open(path) else { return false };
     let Ok(metadata) = file.metadata() else { return false };
-    segments_end(&ReadCache::new(file)).is_ok_and(|end| end > metadata.len())
+    segments(&ReadCache::new(file)).is_ok_and(|segments| {
+        segments
+            .iter()
+            .any(|one| is_loaded(one) && file_end(one) > metadata.len())
+    })
 }
 
-fn segments_end<'data, R: ReadRef<'data>>(data: R) -> object::Result<u64> {
-    let header = elf::FileHeader64::<Endianness>::parse(data)?;
-    let endian = header.endian()?;
-    let segments = header.program_headers(endian, data)?;
-    let end =
-        |segment: &elf::ProgramHeader64<Endianness>| segment.p_offset(endian).saturating_add(segment.p_filesz(endian));
-    Ok(segments.iter().map(end).max().unwrap_or(0))
+fn is_for_another_machine<'data, R: ReadRef<'data>>(data: R) -> bool {
+    let Ok(header) = Header::parse(data) else {
+        return elf::FileHeader32::<NativeEndian>::parse(data).is_ok();
+    };
+    let ours = match std::env::consts::ARCH {
+        "x86_64" => elf::EM_X86_64,
+        "aarch64" => elf::EM_AARCH64,
+        "powerpc64" => elf::EM_PPC64,
+        "riscv64" => elf::EM_RISCV,
+        "s390x" => elf::EM_S390,
+        _ => return false,
+    };
+    header.endian().is_ok() && header.e_machine(NativeEndian) != ours
 }
 
-fn parse<'data, R: ReadRef<'data>>(data: R) -> object::Result<Dynamic> {
-    let header = elf::FileHeader64::<Endianness>::parse(data)?;
-    let endian = header.endian()?;
-    let sections = header.sections(endian, data)?;
+fn segments<'data, R: ReadRef<'data>>(data: R) -> Result<&'data [Segment]> {
+    if is_for_another_machine(data) {
+        return Err(Error::new("it is for another machine"));
+    }
+    let read = || {
+        let header = Header::parse(data)?;
+        header.program_headers(header.endian()?, data)
+    };
+    read().map_err(|cause: object::Error| Error::new(cause.to_string()))
+}
+
+fn is_loaded(segment: &Segment) -> bool {
+    segment.p_type(NativeEndian) == elf::PT_LOAD
+}
+
+fn file_end(segment: &Segment) -> u64 {
+    segment
+        .p_offset(NativeEndian)
+        .saturating_add(segment.p_filesz(NativeEndian))
+}
+
+/// The bytes that will be at an address, at most so many.
+fn bytes_at<'data, R: ReadRef<'data>>(data: R, segments: &[Segment], address: u64, most: u64) -> Option<&'data [u8]> {
+    segments
+        .iter()
+        .filter(|segment| is_loaded(segment))
+        .find_map(|segment| {
+            let start = address
+                .checked_sub(segment.p_vaddr(NativeEndian))?
+                .checked_add(segment.p_offset(NativeEndian))?;
+            let rest = file_end(segment).checked_sub(start).filter(|&rest| rest > 0)?;
+            data.read_bytes_at(start, most.min(rest)).ok()
+        })
+}
+
+/// Finds its way by addresses and segments, as the loader does: a library need not have sections.
+fn parse<'data, R: ReadRef<'data>>(data: R) -> Result<Dynamic> {
+    let segments = segments(data)?;
     let mut found = Dynamic::default();
-    let Some((entries, strings)) = sections.dynamic(endian, data)? else {
+    let Some(dynamic) = segments
+        .iter()
+        .rfind(|segment| segment.p_type(NativeEndian) == elf::PT_DYNAMIC)
+    else {
         return Ok(found);
     };
-    let strings = sections.strings(endian, data, strings)?;
-    for entry in entries {
-        let text =
-            || -> object::Result<String> { Ok(String::from_utf8_lossy(entry.string(endian, strings)?).into_owned()) };
-        let tag = entry.d_tag(endian);
+    let size_bytes = dynamic.p_filesz(NativeEndian).min(LIMIT_BYTES);
+    let entries = bytes_at(data, segments, dynamic.p_vaddr(NativeEndian), size_bytes)
+        .and_then(|bytes| pod::slice_from_bytes(bytes, bytes.len() / size_of::<Entry>()).ok());
+    let Some((entries, _)) = entries else {
+        return Err(Error::new("it does not hold its dynamic section"));
+    };
+    let entries = || {
+        entries
+            .iter()
+            .map(|entry: &Entry| (entry.d_tag(NativeEndian), entry.d_val(NativeEndian)))
+            .take_while(|&(tag, _)| tag != elf::DT_NULL)
+    };
+    let strings = entries().filter(|&(tag, _)| tag == elf::DT_STRTAB).last();
+    let string = |offset: u64| {
+        let address = strings?.1.checked_add(offset)?;
+        // Few are longer than this, but a search path may be.
+        [256, LIMIT_BYTES].into_iter().find_map(|most| {
+            let bytes = bytes_at(data, segments, address, most)?;
+            let length = bytes.iter().position(|&byte| byte == 0)?;
+            Some(String::from_utf8_lossy(&bytes[..length]).into_owned())
+        })
+    };
+    for (tag, value) in entries() {
+        let text = || string(value).ok_or_else(|| Error::new("it does not hold the names in its dynamic section"));
         if tag == elf::DT_SONAME {
             found.soname = Some(text()?);
         } else if tag == elf::DT_NEEDED {
@@ -98,7 +175,12 @@ fn split(search_path: &str) -> Vec<String> {
 mod tests {
     use super::*;
     use std::fs;
+    use std::ops::Range;
+    use std::os::unix::fs::FileExt;
     use std::process::Command;
+
+    const E_SHOFF: Range<usize> = 40..48;
+    const E_SHENTSIZE_TO_END: Range<usize> = 58..64;
 
     /// Builds a small library that needs libm.
     fn library(folder: &Path, options: &[&str]) -> std::path::PathBuf {
@@ -150,12 +232,49 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_file_is_an_error() {
+    fn long_search_paths_are_read_whole() {
         let folder = tempfile::tempdir().unwrap();
-        let bytes = fs::read(library(folder.path(), &[])).unwrap();
-        assert!(parse(bytes.as_slice()).is_ok());
-        for length in (0..bytes.len()).step_by(61).chain([bytes.len() - 1]) {
-            assert!(parse(&bytes[..length]).is_err(), "{length} of {} bytes", bytes.len());
+        let path: Vec<String> = (0..500)
+            .map(|number| format!("/opt/software/package-{number}/lib"))
+            .collect();
+        let found = dynamic(&library(folder.path(), &[&format!("-Wl,-rpath,{}", path.join(":"))])).unwrap();
+        assert_eq!(found.search_path(), path);
+    }
+
+    #[test]
+    fn section_headers_are_not_needed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut bytes = fs::read(library(folder.path(), &["-Wl,-rpath,/opt/lib"])).unwrap();
+        let expected = parse(bytes.as_slice()).unwrap();
+        let sections = usize::try_from(u64::from_ne_bytes(bytes[E_SHOFF].try_into().unwrap())).unwrap();
+        bytes.truncate(sections);
+        bytes[E_SHOFF].fill(0);
+        bytes[E_SHENTSIZE_TO_END].fill(0);
+        assert_eq!(parse(bytes.as_slice()).unwrap(), expected);
+        assert_eq!(expected.search_path(), ["/opt/lib"]);
+    }
+
+    #[test]
+    fn a_truncated_file_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let library = library(folder.path(), &[]);
+        let bytes = fs::read(&library).unwrap();
+        let end = segments(bytes.as_slice())
+            .unwrap()
+            .iter()
+            .filter(|one| is_loaded(one))
+            .map(file_end)
+            .max()
+            .unwrap();
+        let end = usize::try_from(end).unwrap();
+        for length in (0..end).step_by(61).chain([end - 1, end, bytes.len()]) {
+            fs::write(&library, &bytes[..length]).unwrap();
+            let is_error = parse(&bytes[..length]).is_err();
+            assert_eq!(
+                is_error || is_truncated(&library),
+                length < end,
+                "{length} of {end} bytes"
+            );
         }
     }
 
@@ -173,23 +292,64 @@ mod tests {
         }
     }
 
+    /// The file is a terabyte long, so that no size that it claims is beyond its end.
+    #[test]
+    fn a_damaged_file_costs_neither_time_nor_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = library(folder.path(), &["-Wl,-rpath,/opt/lib"]);
+        let bytes = fs::read(&path).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        file.set_len(1 << 40).unwrap();
+        let all = segments(bytes.as_slice()).unwrap();
+        let section = all
+            .iter()
+            .find(|segment| segment.p_type(NativeEndian) == elf::PT_DYNAMIC)
+            .unwrap();
+        let section = usize::try_from(section.p_offset(NativeEndian)).unwrap();
+        let headers = size_of::<Header>() + size_of_val(all);
+        let began = std::time::Instant::now();
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut errors = 0;
+        for _ in 0..5000 {
+            let mut damaged = bytes.clone();
+            for _ in 0..random.usize(1..8) {
+                let start = [0, section][random.usize(..2)];
+                damaged[start + random.usize(..headers)] = random.u8(..);
+            }
+            file.write_all_at(&damaged, 0).unwrap();
+            errors += usize::from(dynamic(&path).is_err());
+            is_truncated(&path);
+            is_foreign(&path);
+        }
+        assert!((500..4500).contains(&errors), "{errors}");
+        assert!(began.elapsed().as_secs() < 30); // a minute where sizes are believed, if there is the memory
+    }
+
     #[test]
     fn what_is_no_library_is_an_error_that_names_it() {
         let folder = tempfile::tempdir().unwrap();
         let library = library(folder.path(), &[]);
         let file = folder.path().join("file");
-        let mut of_32_bits = fs::read(library).unwrap();
-        of_32_bits[4] = 1;
-        for bytes in [
-            &b""[..],
-            b"\x7fELF",
-            b"INPUT(libmpi.so.12)\n",
-            &[0xff; 4096],
-            &of_32_bits,
+        let elf = fs::read(library).unwrap();
+        let changed = |at: usize, to: u8| {
+            let mut elf = elf.clone();
+            elf[at] = to;
+            elf
+        };
+        let (of_32_bits, of_another_machine, of_other_bytes) = (changed(4, 1), changed(18, 0x2b), changed(5, 2));
+        for (bytes, foreign) in [
+            (&b""[..], false),
+            (b"\x7fELF", false),
+            (b"INPUT(libmpi.so.12)\n", false),
+            (&[0xff; 4096], false),
+            (&of_32_bits, true),
+            (&of_another_machine, true),
+            (&of_other_bytes, false),
         ] {
             fs::write(&file, bytes).unwrap();
             let cause = dynamic(&file).unwrap_err().to_string();
             assert!(cause.contains(&file.display().to_string()), "{cause}");
+            assert_eq!(is_foreign(&file), foreign);
         }
         assert!(dynamic(&folder.path().join("absent")).is_err());
         assert!(dynamic(folder.path()).is_err());
