@@ -166,12 +166,19 @@ class Native:
 
 
 def siblings(libraries: "set[str]", copied: "Iterable[str]") -> "list[str]":
-    """List the libraries that stay beside those that travel: one may open another when it runs."""
+    """List the libraries that stay beside those that travel: one may open another when it runs.
+
+    Their variants for some processors are among them.
+    """
     copied = set(copied)
     found = []
-    for folder in sorted({path.rpartition("/")[0] for path in libraries}):
+    folders = sorted({path.rpartition("/")[0] for path in libraries})
+    for folder in folders:
         try:
             names = posix.listdir(folder)
+            if "glibc-hwcaps" in names:
+                variants = folder + "/glibc-hwcaps"
+                folders += [variants + "/" + level for level in posix.listdir(variants)]
         except OSError:
             continue  # gone since it was found
         found += [folder + "/" + name for name in names if ".so" in name and folder + "/" + name not in copied]

@@ -108,7 +108,7 @@ impl Closures {
         folders.extend(runpath.iter().flat_map(|folder| expand(folder, chain.origin)));
         for folder in folders {
             // Variants for some processors only: which one is taken, the loader of each host decides.
-            if folder.join("glibc-hwcaps").is_dir() {
+            if has_variants(&folder, name) {
                 return None;
             }
             let path = folder.join(name);
@@ -129,6 +129,11 @@ impl Closures {
             .or_insert_with(|| elf::dynamic(path).ok())
             .clone()
     }
+}
+
+fn has_variants(folder: &Path, name: &str) -> bool {
+    std::fs::read_dir(folder.join("glibc-hwcaps"))
+        .is_ok_and(|mut levels| levels.any(|level| level.is_ok_and(|level| level.path().join(name).exists())))
 }
 
 /// Replaces the loader's tokens. `$LIB` differs between distributions: all its values are tried.

@@ -132,6 +132,24 @@ def test_originals_are_opened_where_nothing_is_to_be_copied(chain, options):
         assert not [path for path in mapped if "/mpiimport-" in path]
 
 
+def test_variants_for_some_processors_are_chosen_as_under_plain_python(chain):
+    from mpi import MPICH, run
+
+    libs = chain.parent / "chain.libs"
+    name, source, options = LIBRARIES[1]
+    compile_(libs / ("lib%s.so" % name), source, "-L%s" % libs, *options, "-Wl,-rpath,$ORIGIN")
+    for level, value in (("x86-64-v2", 4), ("x86-64-v9", 9)):
+        folder = libs / "glibc-hwcaps" / level
+        folder.mkdir(parents=True)
+        compile_(folder / "libthird.so", "int third(void) { return %d; }" % value, "-Wl,-soname,libthird.so")
+    ((value, *_, mapped_plain),) = lines_of(run(["python", chain]))
+    for value_here, *_, mapped in lines_of(MPICH.run(2, "python-mpi", "--store", "always", chain)):
+        assert value_here == value
+        ours, ours_plain = ([path for path in paths if "/chain" in path] for paths in (mapped, mapped_plain))
+        assert {path.rpartition("/chain")[2] for path in ours} == {path.rpartition("/chain")[2] for path in ours_plain}
+        assert [path for path in ours if path.endswith("/root%s/libfirst.so" % libs)]
+
+
 @pytest.mark.parametrize(("file", "length"), [("chain/_chain.so", 5000), ("chain.libs/libsecond.so", 5000)])
 def test_a_truncated_file_is_an_import_error(chain, file, length):
     from mpi import MPICH
