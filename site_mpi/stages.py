@@ -148,7 +148,7 @@ class Start:
             return
         chosen = session.settings.tmpdir
         folders = [chosen] if chosen else ["/dev/shm", boot.environment("TMPDIR") or "/tmp", "/tmp"]
-        session.native.folder, problem = _core.store_open(folders)
+        session.native.folder, problem = _core.store_open(list(dict.fromkeys(folders)))
         session.misses.shares = session.native.folder is not None and session.place["local_size"] > 1
         reasons = _core.gather(
             (problem or "").encode()[:REASON_BYTES].ljust(REASON_BYTES), "every host to make its store"

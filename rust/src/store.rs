@@ -166,9 +166,7 @@ impl Store {
     fn create_in(root: &Path) -> io::Result<Self> {
         let place = rustix::fs::statvfs(root)?;
         if place.f_flag.contains(rustix::fs::StatVfsMountFlags::NOEXEC) {
-            return Err(io::Error::other(
-                "it is mounted noexec, so no library can be loaded from it",
-            ));
+            return Err(io::Error::other("it is mounted noexec"));
         }
         let free_bytes = place.f_bavail * place.f_frsize;
         if free_bytes < RESERVED_BYTES {
