@@ -112,13 +112,15 @@ impl Closures {
                 return None;
             }
             let path = folder.join(name);
-            // What is no library is left to the loader, but counts: it may be one that was cut off.
-            let damaged = || (path.is_file() && !elf::is_foreign(&path)).then(Dynamic::default);
-            if let Some(dynamic) = self.dynamic(&path).or_else(damaged) {
-                let resolved = std::fs::canonicalize(&path).ok()?;
-                let is_system = |system: &PathBuf| path.starts_with(system) || resolved.starts_with(system);
-                return (!self.search.system.iter().any(is_system)).then_some((path, dynamic));
-            }
+            let dynamic = match self.dynamic(&path) {
+                Some(dynamic) => dynamic,
+                None if !path.is_file() || elf::is_foreign(&path) => continue,
+                None if elf::is_truncated(&path) => Dynamic::default(), // who imports it is told so
+                None => return None, // whatever else is wrong with it, the loader says
+            };
+            let resolved = std::fs::canonicalize(&path).ok()?;
+            let is_system = |system: &PathBuf| path.starts_with(system) || resolved.starts_with(system);
+            return (!self.search.system.iter().any(is_system)).then_some((path, dynamic));
         }
         None
     }
