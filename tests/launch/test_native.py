@@ -1,6 +1,8 @@
 """Extension modules and their libraries are opened from the node store, whatever way they find each other."""
 
 import json
+import random
+import struct
 import subprocess
 import sysconfig
 
@@ -161,13 +163,118 @@ def test_a_truncated_file_is_an_import_error(chain, file, length):
     assert "ImportError: %s: file too short" % damaged in result.stderr
 
 
+def test_a_library_for_another_machine_is_passed_over(chain):
+    from mpi import MPICH
+
+    libs, foreign = chain.parent / "chain.libs", chain.parent / "foreign"
+    foreign.mkdir()
+    of_32_bits = bytearray((libs / "libfirst.so").read_bytes())
+    of_32_bits[4] = 1
+    (foreign / "libfirst.so").write_bytes(of_32_bits)
+    env = {"LD_LIBRARY_PATH": "%s:%s" % (foreign, MPICH.env["LD_LIBRARY_PATH"])}
+    for value, *_, mapped in lines_of(MPICH.run(2, "python-mpi", "--store", "always", chain, env=env)):
+        assert value == 1123
+        assert [path for path in mapped if path.endswith("/root%s/libfirst.so" % libs)]
+
+
 @pytest.mark.parametrize("file", ["chain/_chain.so", "chain.libs/libthird.so"])
-@pytest.mark.parametrize("content", [b"", b"\x7fELF" + b"\0" * 60, b"not a library"])
-def test_what_is_no_library_fails_as_under_plain_python(chain, file, content):
+def test_what_is_no_library_fails_as_under_plain_python(chain, file):
     from mpi import MPICH, run
 
-    (chain.parent / file).write_bytes(content)
+    (chain.parent / file).write_bytes(b"not a library")
     plain = run(["python", chain])
     result = MPICH.run(2, "python-mpi", "--store", "always", chain)
     assert (plain.returncode, result.returncode) == (1, 1)
     assert plain.stderr.splitlines()[-1] in result.stderr
+
+
+# Each import in a process of its own: a damaged file may end it.
+EACH_IMPORT = """
+import json, os, signal, sys
+
+outcomes = []
+
+def in_child():
+    reading, writing = os.pipe()
+    if not os.fork():
+        signal.alarm(10)
+        globals()["writing"] = writing
+        return True
+    os.close(writing)
+    with open(reading) as pipe:
+        said = pipe.read()
+    _, status = os.wait()
+    outcomes.append(said if status == 0 else "crash")
+    return False
+
+def end(said):
+    os.write(writing, said.encode(errors="replace"))
+    os._exit(0)
+"""
+
+ONE_IMPORT = """
+if in_child():
+    try:
+        import damaged_%d._chain as module
+        end("value %%d" %% module.value())
+    except ImportError as error:
+        end("ImportError: %%s" %% error)
+"""
+
+PT_DYNAMIC = 2
+NEEDED, SONAME, RPATH, RUNPATH = 1, 14, 15, 29
+
+
+def decisive_bytes(elf):
+    """Return where a library says what it is, what of it is to be mapped, and which others it needs and where."""
+    (headers,), (count,) = struct.unpack_from("<Q", elf, 32), struct.unpack_from("<H", elf, 56)
+    found = [*range(64)]
+    for start in range(headers, headers + 56 * count, 56):
+        kind, _, offset, _, _, size_bytes = struct.unpack_from("<IIQQQQ", elf, start)
+        found += [*range(start, start + 16), *range(start + 32, start + 40)]
+        for entry in range(offset, offset + size_bytes, 16) if kind == PT_DYNAMIC else ():
+            if struct.unpack_from("<Q", elf, entry)[0] in (NEEDED, SONAME, RPATH, RUNPATH):
+                found += range(entry, entry + 9)  # other names, but none outside of the file
+    return found
+
+
+def damages(elf):
+    """Return damaged versions of a library: empty, cut off, for other machines, and with random bytes."""
+    yield b""
+    yield b"not a library"
+    yield from (elf[:length] for length in (16, 64, 500, len(elf) // 2))
+    chosen = random.Random(1)
+    positions = decisive_bytes(elf)
+    header = [(4, 1), (5, 2), (18, 43), (54, 1)]  # 32 bits, big-endian, SPARC, program headers of another size
+    for position, value in [*header, *((chosen.choice(positions), chosen.randrange(256)) for _ in range(60))]:
+        damaged = bytearray(elf)
+        damaged[position] = value
+        yield bytes(damaged)
+
+
+def test_a_damaged_file_does_no_more_harm_than_under_plain_python(tmp_path, script):
+    from mpi import MPICH, run
+
+    compile_(tmp_path / "libfirst.so", "int first(void) { return 1; }", "-Wl,-soname,libfirst.so")
+    include = "-I%s" % sysconfig.get_paths()["include"]
+    compile_(tmp_path / "_chain.so", MODULE, include, "-L%s" % tmp_path, "-lfirst", "-Wl,-rpath,$ORIGIN")
+    whole = {name: (tmp_path / name).read_bytes() for name in ("_chain.so", "libfirst.so")}
+    versions = [{}, *({name: damaged} for name in whole for damaged in damages(whole[name]))]
+    for number, version in enumerate(versions):
+        folder = tmp_path / ("damaged_%d" % number)
+        folder.mkdir()
+        for name, elf in {**whole, **version}.items():
+            (folder / name).write_bytes(elf)
+    imports = "".join(ONE_IMPORT % number for number in range(len(versions)))
+    program = script(EACH_IMPORT + imports + "\nsys.stdout.write(json.dumps(outcomes) + '\\n')\n")
+    plain = [json.loads(run(["python", program]).stdout) for _ in range(3)]  # what is damaged may depend on addresses
+    result = MPICH.run(2, "python-mpi", "--store", "always", program)
+    assert result.returncode == 0, result
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(lines) == 2
+    assert [line[0] for line in plain + lines] == ["value 1"] * 5
+    for ours in lines:
+        for number, (said, *expected) in enumerate(zip(ours, *plain)):
+            too_short = said.startswith("ImportError: ") and said.endswith(": file too short")
+            assert said in expected or too_short or "crash" in expected, (number, said, expected)
+    assert {said.partition(" ")[0] for said in plain[0]} == {"value", "ImportError:", "crash"}
