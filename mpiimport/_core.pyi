@@ -71,10 +71,12 @@ def closures(files: list[str], library_path: list[str], system: list[str]) -> li
 def crc32(data: bytes, before: int = 0) -> int:
     """Return the CRC-32 of bytes, or of what `before` is the CRC-32 of with these bytes after it."""
 
-def deliver_files(paths: list[str], bundle: tuple[str, list[tuple[int, int, int]]] | None, what: str) -> list[bool]:
+def deliver_files(
+    paths: list[str], links: list[str], bundle: tuple[str, list[tuple[int, int, int]]] | None, what: str
+) -> list[bool]:
     """Copy files of the root to the node store of each host: for each, whether this host has it. Collective.
 
-    The root may have them in a bundle, each at an (offset, size in bytes, CRC-32).
+    `links` are made beside the copies; a host that has no room for them has no copies. The root may have the files in a bundle, each at an (offset, size in bytes, CRC-32).
     """
 
 def states(paths: list[str]) -> list[tuple[int, int] | None]:

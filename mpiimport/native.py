@@ -120,20 +120,18 @@ class Native:
             total -= sizes.pop(path)
         return total
 
-    def deliver(self, plan: "Plan", *, links: bool, bundle: "Bundle | None" = None) -> None:
-        """Put what was planned into the node store of each host; `links` is for one rank of it. Collective.
+    def deliver(self, plan: "Plan", *, bundle: "Bundle | None" = None) -> None:
+        """Put what was planned into the node store of each host. Collective.
 
         The root reads it where it lies, or in a bundle.
         """
-        files, links_to, libraries, folders, total = plan
+        files, links, libraries, folders, total = plan
         self.folders.update(folders)
         self.used_bytes += total
         if not files:
             return
-        if links and self.folder is not None:
-            _core.store_link(links_to)
         source = None if bundle is None else (bundle.path, [bundle.native[path] for path in files])
-        arrived = _core.deliver_files(files, source, "rank 0 to read the native libraries")
+        arrived = _core.deliver_files(files, links, source, "rank 0 to read the native libraries")
         self.present.update(path for path, is_there in zip(files, arrived) if is_there)
         self.libraries.update(libraries)
 
@@ -141,10 +139,13 @@ class Native:
         """Copy an extension module that no opening brought to this host, with its libraries; say what there is then."""
         libraries = _core.closures([origin], self.library_path, SYSTEM)[0]
         files = [path for path, _ in libraries if self.travels(path)] + [origin]
-        total = sum(posix.stat(path).st_size for path in files if path not in self.present)
-        if self.used_bytes + total > self.limit_bytes:
-            return [], libraries, 0
-        _core.store_link(siblings({path for path, _ in libraries}, files))
+        try:
+            total = sum(posix.stat(path).st_size for path in files if path not in self.present)
+            if self.used_bytes + total > self.limit_bytes:
+                return [], libraries, 0
+            _core.store_link(siblings({path for path, _ in libraries}, files))
+        except OSError:
+            return [], libraries, 0  # gone since it was found, or no room
         arrived = _core.store_copy(files)
         return [path for path, is_there in zip(files, arrived) if is_there], libraries, total
 

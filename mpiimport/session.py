@@ -197,7 +197,7 @@ class Session:
                 _core.take_notes(None, b"", {})
             self.takes_notes = True
         if self.settings.policy == "opening":
-            self.native.deliver(received.native, links=self.place["local_rank"] == 0, bundle=self.bundle)
+            self.native.deliver(received.native, bundle=self.bundle)
         return received
 
     def deliver(self, names: "tuple[str, ...]") -> None:

@@ -243,17 +243,18 @@ fn store_put(py: Python<'_>, key: &str, answer: Option<&[u8]>) -> PyResult<()> {
     .map_err(os_error)
 }
 
-/// Copy files of the root to the node store of each host: for each, whether this host has it. Collective.
+/// Copy files of the root to the node store of each host, beside links: for each, whether this host has it. Collective.
 #[pyfunction]
 fn deliver_files(
     py: Python<'_>,
     paths: Vec<PathBuf>,
+    links: Vec<PathBuf>,
     bundle: Option<(PathBuf, Vec<world::Section>)>,
     what: &str,
 ) -> PyResult<Vec<bool>> {
     let world = joined()?;
     waiting(py, |interrupt| {
-        world.deliver_files(&paths, bundle.as_ref(), what, interrupt)
+        world.deliver_files(&paths, &links, bundle.as_ref(), what, interrupt)
     })
 }
 

@@ -274,19 +274,23 @@ impl World {
     /// Copies files of the root to the node store of each host, and says which of them this host has. Collective.
     ///
     /// Each byte crosses to a host once, from the root's file into the mapped copy. A file that the root cannot read to
-    /// its end is on no host; one that a host has no room for is not on that host.
+    /// its end is on no host; one that a host has no room for is not on that host. `links` are made beside the copies;
+    /// a host that has no room for them has no copies: they may open what is linked when they run.
     ///
     /// # Errors
     /// As all waits. The job cannot go on after it.
     pub fn deliver_files(
         &self,
         paths: &[PathBuf],
+        links: &[PathBuf],
         bundle: Option<&(PathBuf, Vec<Section>)>,
         what: &str,
         interrupt: &mut Interrupt,
     ) -> Result<Vec<bool>> {
         let mut present = vec![0_u8; paths.len()];
         if let Some(leaders) = self.leaders {
+            let linked = self.with_store(|store| links.iter().try_for_each(|original| store.link(original)));
+            let linked = linked.is_none_or(|linked| linked.map_err(|cause| log::debug!("{cause}")).is_ok());
             let mut sources: Vec<Source> = Vec::new();
             if self.rank == 0 {
                 sources = match bundle {
@@ -305,7 +309,7 @@ impl World {
                 let sources = sources.get(first..first + paths.len()).unwrap_or_default();
                 let arrived = self.deliver_some(leaders, paths, sources, what, interrupt)?;
                 for (present, arrived) in present[first..].iter_mut().zip(arrived) {
-                    *present = u8::from(arrived);
+                    *present = u8::from(arrived && linked);
                 }
             }
         }

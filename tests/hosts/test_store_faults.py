@@ -62,7 +62,7 @@ def run(cluster, script):
             left = [name for folder in seen for name in os.listdir(folder) if name.startswith("mpiimport-")]
         finally:
             for host, folder in broken:
-                cluster.remount(host, folder, "size=1g,exec,rw")
+                cluster.remount(host, folder, "size=1g,nr_inodes=0,exec,rw")
                 cluster.run(["rm", "-f", folder + "/filler"], on=host)
         assert (plain.returncode, ours.returncode, left) == (0, 0, []), (plain, ours)
         rows, seen = ours.stdout.splitlines()
@@ -114,3 +114,10 @@ def test_a_store_that_becomes_full_serves_no_more(run):
     seen, messages = run(mpis.MPICH, ["/var/tmp"], "size=150m", ["h0", "h1"], *options, arguments=["/var/tmp"])
     assert messages == []
     assert all(stored > 0 for _, stored in seen)
+
+
+def test_a_store_without_room_for_links_serves_no_native_code(run):
+    options = ["--tmpdir", "/var/tmp", "--store-limit", "10"]  # what is beyond it is linked to
+    seen, messages = run(mpis.MPICH, ["/var/tmp"], "nr_inodes=12", ["h1"], *options)
+    assert messages == []
+    assert [stored > 0 for _, stored in seen] == [True, True, False, False]
