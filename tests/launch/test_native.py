@@ -278,3 +278,81 @@ def test_a_damaged_file_does_no_more_harm_than_under_plain_python(tmp_path, scri
             too_short = said.startswith("ImportError: ") and said.endswith(": file too short")
             assert said in expected or too_short or "crash" in expected, (number, said, expected)
     assert {said.partition(" ")[0] for said in plain[0]} == {"value", "ImportError:", "crash"}
+
+
+# A file changes after it was found and before it is read; under plain Python, before the program starts.
+SITECUSTOMIZE = """
+    import os, sys
+
+    def change(path=%r):
+        %s
+
+    core = sys.modules.get("mpiimport._core")
+    if core is None:
+        change()
+    else:
+        closures = core.closures
+
+        def closures_then_change(files, *where):
+            found = closures(files, *where)
+            if any("/chain/" in file for file in files):
+                core.closures = closures
+                change()
+            return found
+
+        core.closures = closures_then_change
+"""
+
+EAGER, LAZY = "import chain._chain; value = chain._chain.value()", "import chain.lazy; value = chain.lazy.late()"
+
+TRY = """
+try:
+    %s
+except ImportError as error:
+    value = "%%s: %%s" %% (type(error).__name__, error)
+print(value)
+"""
+
+VANISHES = "os.unlink(path)"
+IS_REPLACED = "os.rename(path + '.new', path)"
+IS_CUT_OFF = "os.truncate(path, 5000)"
+IS_OVERWRITTEN = "open(path, 'r+b').write(b'not a library')"
+
+
+@pytest.mark.parametrize(
+    ("program", "file", "change", "expected"),
+    [
+        (EAGER, "chain.libs/libsecond.so", VANISHES, "libsecond.so: cannot open shared object file"),
+        (EAGER, "chain.libs/libsecond.so", IS_REPLACED, "1150"),
+        (EAGER, "chain.libs/libsecond.so", IS_OVERWRITTEN, "libsecond.so: invalid ELF header"),
+        (EAGER, "chain.libs/libsecond.so", IS_CUT_OFF, None),
+        (EAGER, "chain/_chain.so", VANISHES, "No module named 'chain._chain'"),
+        (LAZY, "chain.libs/libsecond.so", VANISHES, "libsecond.so: cannot open shared object file"),
+        (LAZY, "chain.libs/libsecond.so", IS_REPLACED, "1150"),
+        (LAZY, "chain.libs/libsecond.so", IS_CUT_OFF, None),
+        (LAZY, "chain/_late.so", VANISHES, None),
+    ],
+)
+def test_a_file_that_changes_after_it_was_found(chain, script, program, file, change, expected):
+    from mpi import MPICH, run
+
+    path = chain.parent / file
+    before = path.read_bytes()
+    larger = "int second(void) { return 50; } char more[100000] = {1};"
+    compile_(path.with_name(path.name + ".new"), larger, "-Wl,-soname,libsecond.so")
+    script(SITECUSTOMIZE % (str(path), change), "custom/sitecustomize.py")
+    program, env = script(TRY % program), {"PYTHONPATH": str(chain.parent / "custom")}
+    ours = MPICH.run(2, "python-mpi", "--store", "always", program, env=env)
+    assert ours.returncode == 0, ours
+    said = set(ours.stdout.splitlines())
+    if expected is not None:
+        path.write_bytes(before)
+        compile_(path.with_name(path.name + ".new"), larger, "-Wl,-soname,libsecond.so")
+        plain = run(["python", program], env=env)
+        assert said == set(plain.stdout.splitlines())
+        assert expected in plain.stdout
+    elif change is IS_CUT_OFF:  # plain Python ends with SIGBUS
+        assert said == {"ImportError: %s: file too short" % path}
+    else:  # one rank had found it, the other may come later
+        late = "ModuleNotFoundError: No module named 'chain._late'"
+        assert said - {late} == {"ImportError: %s: cannot open shared object file: No such file or directory" % path}
