@@ -16,7 +16,8 @@ pub struct Search {
     pub library_path: Vec<PathBuf>,
     /// Libraries below these folders do not travel: each host has its own.
     pub system: Vec<PathBuf>,
-    /// Names of libraries that each process has loaded already: the loader does not search for them.
+    /// File names of libraries that each process has loaded already: the loader does not search for them, nor for
+    /// their sonames.
     pub loaded: HashSet<String>,
 }
 
@@ -69,7 +70,7 @@ impl Closures {
 
     fn follow(&mut self, chain: &Chain<'_>, visited: &mut HashSet<String>, found: &mut Vec<Library>) {
         for name in &chain.dynamic.needed {
-            if self.search.loaded.contains(name) || !visited.insert(name.clone()) {
+            if self.search.loaded.contains(name) || is_loaded(name) || !visited.insert(name.clone()) {
                 continue;
             }
             let Some((path, dynamic)) = self.find(name, chain) else {
