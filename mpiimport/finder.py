@@ -124,16 +124,10 @@ class Finder:
                 submodule_search_locations=None if locations is None else list(locations),
             )
         if kind == EXTENSION and origin is not None:
-            self.extensions += 1
-            native = self.session.native
-            if self.session.current_policy() == "opening":
-                self.session.misses.copy_native(origin)
             return spec_from_file_location(
                 fullname,
                 origin,
-                loader=DeliveredExtensionLoader(fullname, origin, native)
-                if origin in native.present
-                else ExtensionFileLoader(fullname, origin),
+                loader=self.extension_loader(fullname, origin),
                 submodule_search_locations=None if locations is None else list(locations),
             )
         if kind == NAMESPACE:
@@ -143,6 +137,16 @@ class Finder:
             return spec
         assert kind == LOCAL, kind
         return PathFinder.find_spec(fullname, path)
+
+    def extension_loader(self, fullname: str, origin: str) -> ExtensionFileLoader:
+        """Return the loader of an extension module: from this host's node store, where it is or can be there."""
+        self.extensions += 1
+        native = self.session.native
+        if self.session.current_policy() == "opening":
+            self.session.misses.copy_native(origin)
+        if origin in native.present:
+            return DeliveredExtensionLoader(fullname, origin, native)
+        return ExtensionFileLoader(fullname, origin)
 
     def tell(self, fullname: str, how: str, answer: "Answer | None") -> None:
         """Count how a module was found, and say it if asked to."""

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from _frozen_importlib_external import ExtensionFileLoader
 
 from mpiimport import _core
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mpiimport.finder import Finder
+    from mpiimport.native import Native
     from site_mpi.boot import Place
 
 
@@ -35,12 +37,14 @@ def prepare(finder: "Finder", spec: "ModuleSpec | None", path: "Sequence[str] | 
                 break
         else:
             return None
+        if type(spec.loader) is ExtensionFileLoader:
+            spec.loader = finder.extension_loader("mpi4py.MPI", spec.loader.path)
     loader: Any = spec.loader
     execute = loader.exec_module
 
     def exec_module(module: "ModuleType") -> None:
         del loader.exec_module  # a loader can be pickled and compared
-        refuse_other_library(spec.origin, place)
+        refuse_other_library(spec.origin, finder.session.native, place)
         execute(module)
         check_world(module, place)
         let_initialise(module)
@@ -49,11 +53,11 @@ def prepare(finder: "Finder", spec: "ModuleSpec | None", path: "Sequence[str] | 
     return spec
 
 
-def refuse_other_library(origin: "str | None", place: "Place") -> None:
+def refuse_other_library(origin: "str | None", native: "Native", place: "Place") -> None:
     """Raise ImportError if this extension module is linked to another MPI library than the one in use."""
     if origin is None or ".mpich." in origin or ".openmpi." in origin:
         return  # the wheels' modules bind to what is loaded
-    needed, _ = _core.needed(origin)
+    needed, _ = _core.needed(native.copy_of(origin))
     loaded = place["library"].rpartition("/")[2]
     linked = [name for name in needed if name.startswith("libmpi") and ".so" in name]
     if linked and not any(loaded == name or loaded.startswith(name + ".") for name in linked):

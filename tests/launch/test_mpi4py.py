@@ -65,6 +65,25 @@ def test_communicators_and_library_are_what_plain_python_sees(mpi, script, polic
     same_as_plain(mpi, script, COMMUNICATORS, env=env)
 
 
+def test_extension_module_is_opened_from_the_node_store(mpi, script):
+    program = """
+import ctypes, pickle
+from mpi4py import MPI
+
+maps = {line.split()[-1] for line in open("/proc/self/maps") if "/MPI." in line or "/libmpi" in line}
+stored = [path for path in maps if "/mpiimport-" in path]
+ours = hasattr(sys, "mpiimport")
+assert len(maps) == 2 and len(stored) == ours and all(path.endswith(MPI.__file__) for path in stored), maps
+assert bool(ctypes.CDLL(MPI.__file__).PyInit_MPI)
+assert maps == {line.split()[-1] for line in open("/proc/self/maps") if "/MPI." in line or "/libmpi" in line}
+spec = pickle.loads(pickle.dumps(MPI.__spec__))
+say(MPI.COMM_WORLD.rank, repr(MPI), [getattr(spec, name) for name in ("name", "origin", "cached", "has_location")])
+say(MPI.COMM_WORLD.rank, MPI.__loader__.path)
+say(MPI.COMM_WORLD.rank, MPI.COMM_WORLD.allreduce(1))
+"""
+    same_as_plain(mpi, script, program, env={"MPIIMPORT_STORE": "always"})
+
+
 def test_our_messages_are_not_the_programs(two_mpis, script):
     program = """
 from mpi4py import MPI
