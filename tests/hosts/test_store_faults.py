@@ -1,11 +1,15 @@
 """A host whose local folders have no room for a node store, or forbid it, costs speed and nothing else."""
 
+import importlib.util
 import json
 import os
+import shutil
+import time
 
 import mpi as mpis
 import pytest
 
+PADDING_BYTES = 100 << 20
 LOCAL_FOLDERS = ("/dev/shm", "/tmp", "/var/tmp")
 
 PROGRAM = """
@@ -22,7 +26,7 @@ PROGRAM = """
             except OSError as error:
                 assert error.strerror == "No space left on device"
     world.Barrier()
-    unforeseen = [__import__("".join(name)).__file__ for name in (["wave"], ["_lsprof"], ["_testcapi"], ["curses"])]
+    unforeseen = [__import__("".join(name)).__file__ for name in (["wave"], ["_lsprof"], ["_struct"], ["curses"])]
     numbers = numpy.random.default_rng(world.rank).random(8)
     rows = world.gather([socket.gethostname(), abs(numpy.fft.fft(numbers)[1]), unforeseen])
     with open("/proc/self/maps") as maps:
@@ -62,7 +66,7 @@ def run(cluster, script):
             left = [name for folder in seen for name in os.listdir(folder) if name.startswith("mpiimport-")]
         finally:
             for host, folder in broken:
-                cluster.remount(host, folder, "size=1g,nr_inodes=0,exec,rw")
+                cluster.remount(host, folder, "size=1g,nr_inodes=100k,exec,rw")
                 cluster.run(["rm", "-f", folder + "/filler"], on=host)
         assert (plain.returncode, ours.returncode, left) == (0, 0, []), (plain, ours)
         rows, seen = ours.stdout.splitlines()
@@ -121,3 +125,42 @@ def test_a_store_without_room_for_links_serves_no_native_code(run):
     seen, messages = run(mpis.MPICH, ["/var/tmp"], "nr_inodes=12", ["h1"], *options)
     assert messages == []
     assert [stored > 0 for _, stored in seen] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "statement", ["import _lsprof", "_lsprof = __import__('_ls' + 'prof')"], ids=["opening", "miss"]
+)
+def test_a_file_that_is_cut_off_while_it_is_copied_is_never_opened_as_it_was_copied(cluster, script, statement):
+    program = script(
+        """
+        import os
+        from mpi4py import MPI
+        %s
+        with open("/proc/self/maps") as maps:
+            mapped = {line.split()[-1] for line in maps if "_lsprof" in line}
+        print(MPI.COMM_WORLD.rank, _lsprof.__file__, *map(os.path.getsize, mapped))
+        """
+        % statement
+    )
+    module = program.with_name("_lsprof.so")
+    shutil.copy(importlib.util.find_spec("_lsprof").origin, module)
+    size_bytes = module.stat().st_size
+    os.truncate(module, size_bytes + PADDING_BYTES)
+    hosts = cluster.hosts[:2]
+    launch = cluster.mpi(mpis.MPICH, 2, hosts=hosts)
+    plain = cluster.run([*launch, "python", program])
+    cluster.filesystem.set(mb_per_s=50)
+    try:
+        with cluster.start([*launch, "python-mpi", program]) as job:
+            stores = [cluster.seen_from_here("/dev/shm", on=host) for host in hosts]
+            limit = time.monotonic() + 30
+            incoming = "mpiimport-*/root%s/.incoming-*" % module.parent
+            while not all(any(store.glob(incoming)) for store in stores) and time.monotonic() < limit:
+                time.sleep(0.01)
+            os.truncate(module, size_bytes)
+            stdout, stderr = job.communicate()
+    finally:
+        cluster.filesystem.set(mb_per_s=0)
+    assert (plain.returncode, job.returncode) == (0, 0), (plain, stderr)
+    for result, size in ((plain.stdout, size_bytes + PADDING_BYTES), (stdout, size_bytes)):
+        assert sorted(result.splitlines()) == ["%d %s %d" % (rank, module, size) for rank in range(4)]
