@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! /dev/shm/mpiimport-<uid>-<random>/     0700; every rank holds a shared flock on the folder itself
-//!     ready                              made once the folder is locked: from then on an unlocked one is abandoned
 //!     shared                             what is being broadcast; unlinked once every rank has it mapped
 //!     root/opt/venv/lib/.../_core.so     native code, where its original lies below /, so that $ORIGIN holds
 //!     <key>                              one answer, complete before it has this name
@@ -10,7 +9,8 @@
 //! ```
 //!
 //! A lock dies with its owner, so nothing here depends on a process ending well: the last rank to leave removes the
-//! folder, and a later run removes one that nobody has locked.
+//! folder, and a later run removes one that nobody has locked. It holds an exclusive lock meanwhile, so a store that is
+//! removed between being made and being locked is noticed by its maker, who makes another.
 
 use crate::error::{Error, Result};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open};
@@ -23,14 +23,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 const PREFIX: &str = "mpiimport-";
-const READY: &str = "ready";
 /// The extension of a store that is being removed while ranks still use it, because the job is being aborted.
 const GONE: &str = "gone";
-/// A folder without `ready` is between `mkdir` and `flock`, unless its maker died in those microseconds.
-const MAKING: Duration = Duration::from_secs(60);
+/// How often a store is made that other runs remove before it is locked: each time takes microseconds.
+const ATTEMPTS: usize = 100;
 /// What is left for MPI's own use of /dev/shm: MPICH dies when that is full.
 const RESERVED_BYTES: u64 = 64 << 20;
 const PAUSE: Duration = Duration::from_millis(1);
@@ -150,8 +149,11 @@ impl Store {
     /// What was wrong with each of the roots.
     pub fn create(roots: &[PathBuf]) -> Result<Self> {
         let mut causes = Vec::new();
+        // All of them: a former run may have found the first one full.
         for root in roots {
             sweep(root);
+        }
+        for root in roots {
             match Self::create_in(root) {
                 Ok(store) => return Ok(store),
                 Err(cause) => causes.push(format!("`{}`: {cause}", root.display())),
@@ -176,15 +178,22 @@ impl Store {
                 RESERVED_BYTES >> 20
             )));
         }
-        let path = tempfile::Builder::new()
-            .prefix(&own_prefix())
-            .rand_bytes(12)
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
-            .tempdir_in(root)?
-            .keep();
-        let store = Self::lock(&path)?;
-        File::create_new(path.join(READY))?;
-        Ok(store)
+        for _ in 0..ATTEMPTS {
+            let path = tempfile::Builder::new()
+                .prefix(&own_prefix())
+                .rand_bytes(12)
+                .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
+                .tempdir_in(root)?
+                .keep();
+            match Self::lock(&path) {
+                Ok(store) if path.exists() => return Ok(store),
+                Err(cause) if !matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::WouldBlock) => {
+                    return Err(cause);
+                }
+                _ => {}
+            }
+        }
+        Err(io::Error::other("other runs remove what is made there"))
     }
 
     /// Opens a store that another rank of this host made.
@@ -452,17 +461,9 @@ fn sweep(root: &Path) {
         if flock(&folder, FlockOperation::NonBlockingLockExclusive).is_err() {
             continue;
         }
-        let age = entry
-            .metadata()
-            .and_then(|metadata| metadata.modified())
-            .ok()
-            .and_then(|modified| SystemTime::now().duration_since(modified).ok());
-        let is_gone = path.extension().is_some_and(|extension| extension == GONE);
-        if is_gone || path.join(READY).exists() || age.is_some_and(|age| age > MAKING) {
-            match fs::remove_dir_all(&path) {
-                Ok(()) => log::debug!("removed the abandoned node store `{}`", path.display()),
-                Err(cause) => log::debug!("cannot remove the abandoned node store `{}`: {cause}", path.display()),
-            }
+        match fs::remove_dir_all(&path) {
+            Ok(()) => log::debug!("removed the abandoned node store `{}`", path.display()),
+            Err(cause) => log::debug!("cannot remove the abandoned node store `{}`: {cause}", path.display()),
         }
     }
 }
@@ -502,19 +503,12 @@ mod tests {
     }
 
     /// A folder as a store leaves it whose ranks were all killed.
-    fn abandoned(root: &tempfile::TempDir, name: &str, ready: bool) -> PathBuf {
+    fn abandoned(root: &tempfile::TempDir, name: &str) -> PathBuf {
         let path = root.path().join(name);
         fs::create_dir(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
         fs::write(path.join("answer"), "left behind").unwrap();
-        if ready {
-            fs::write(path.join(READY), "").unwrap();
-        }
         path
-    }
-
-    fn age(path: &Path, age: Duration) {
-        File::open(path).unwrap().set_modified(SystemTime::now() - age).unwrap();
     }
 
     #[test]
@@ -523,7 +517,6 @@ mod tests {
         let store = create(&root);
         let metadata = fs::symlink_metadata(store.path()).unwrap();
         assert_eq!(metadata.mode() & 0o7777, 0o700);
-        assert!(store.path().join(READY).exists());
         Store::open(store.path()).unwrap();
         for mode in [0o750, 0o705, 0o720] {
             fs::set_permissions(store.path(), fs::Permissions::from_mode(mode)).unwrap();
@@ -651,33 +644,46 @@ mod tests {
     fn abandoned_stores_are_removed_and_others_are_not() {
         let root = root();
         let prefix = own_prefix();
-        let old = MAKING + Duration::from_secs(5);
-        let dead = abandoned(&root, &format!("{prefix}dead"), true);
-        let half_made = abandoned(&root, &format!("{prefix}half-made"), false);
-        let half_made_long_ago = abandoned(&root, &format!("{prefix}long-ago"), false);
-        age(&half_made_long_ago, old);
-        let others = abandoned(&root, "mpiimport-4294967294-other", true);
-        let open_to_all = abandoned(&root, &format!("{prefix}open"), true);
+        let dead = abandoned(&root, &format!("{prefix}dead"));
+        let gone = abandoned(&root, &format!("{prefix}dead.{GONE}"));
+        let others = abandoned(&root, "mpiimport-4294967294-other");
+        let open_to_all = abandoned(&root, &format!("{prefix}open"));
         fs::set_permissions(&open_to_all, fs::Permissions::from_mode(0o777)).unwrap();
-        let target = abandoned(&root, "target", true);
+        let target = abandoned(&root, "target");
         symlink(&target, root.path().join(format!("{prefix}link"))).unwrap();
         let living = create(&root);
-        let living_and_old = living.path().to_owned();
-        age(&living_and_old, old);
         let next = create(&root);
-        for path in [&dead, &half_made_long_ago] {
+        for path in [&dead, &gone] {
             assert!(!path.exists(), "{}", path.display());
         }
-        for path in [
-            &half_made,
-            &others,
-            &open_to_all,
-            &target.join("answer"),
-            &living_and_old,
-        ] {
+        let in_use = living.path().to_owned();
+        for path in [&others, &open_to_all, &target.join("answer"), &in_use] {
             assert!(path.exists(), "{}", path.display());
         }
         assert_ne!(next.path(), living.path());
+    }
+
+    #[test]
+    fn abandoned_stores_are_removed_wherever_one_may_be_made() {
+        let (first, second) = (root(), root());
+        let dead = abandoned(&second, &format!("{}dead", own_prefix()));
+        let store = Store::create(&[first.path().to_owned(), second.path().to_owned()]).unwrap();
+        assert_eq!(store.path().parent(), Some(first.path()));
+        assert!(!dead.exists());
+    }
+
+    #[test]
+    fn runs_that_begin_at_the_same_time_each_have_a_store() {
+        let root = root();
+        let begin = || (0..50).for_each(|_| create(&root).leave(false).unwrap());
+        let (done, living) = std::thread::scope(|scope| {
+            let runs: Vec<_> = (0..4).map(|_| scope.spawn(begin)).collect();
+            let living: Vec<_> = (0..20).map(|_| create(&root)).collect();
+            (runs.into_iter().all(|run| run.join().is_ok()), living)
+        });
+        assert!(done);
+        assert!(living.iter().all(|store| store.path().exists()));
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), living.len());
     }
 
     #[test]
