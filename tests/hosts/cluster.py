@@ -194,7 +194,10 @@ class Cluster:
     def freeze(self, host):
         """Stop all processes of a host; its kernel still answers."""
         inside, entrances = self._stoppable(host)
-        _signal([*entrances, *inside], signal.SIGSTOP)
+        _signal(entrances, signal.SIGSTOP)
+        while any(_state(pid) not in ("T", "Z", "") for pid in entrances):
+            time.sleep(0.001)
+        _signal(inside, signal.SIGSTOP)
 
     def thaw(self, host):
         """End `freeze`."""
@@ -222,7 +225,7 @@ class Cluster:
         entrances = set()
         for pid in inside:
             with contextlib.suppress(OSError):
-                parent = int(Path("/proc/%d/stat" % pid).read_text().rpartition(")")[2].split()[1])
+                parent = int(_status(pid)[1])
                 if Path("/proc/%d/comm" % parent).read_text() == "nsenter\n":
                     entrances.add(parent)
         return inside, entrances
@@ -242,6 +245,17 @@ class Cluster:
             with contextlib.suppress(OSError):
                 if os.readlink("/proc/%d/ns/pid" % pid) in namespaces:
                     yield pid
+
+
+def _status(pid):
+    """Return the fields of `/proc/PID/stat` from the process's state on."""
+    return Path("/proc/%d/stat" % pid).read_text().rpartition(")")[2].split()
+
+
+def _state(pid):
+    with contextlib.suppress(OSError):
+        return _status(pid)[0]
+    return ""
 
 
 def _signal(pids, number):
