@@ -7,15 +7,19 @@ import struct
 NLMSG_ERROR = 2
 RTM_NEWLINK, RTM_NEWADDR = 16, 20
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE = 0x1, 0x4, 0x200, 0x400
-IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_NET_NS_PID = 3, 10, 18, 19
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_NET_NS_PID = 1, 3, 10, 18, 19
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 IFF_UP = 1
 
+# Left to itself, a switch takes the lowest address of its links: with the host whose link that was it would lose it,
+# and the other hosts would send to nobody until they ask again.
+SWITCH_ADDRESS = bytes.fromhex("020000000001")
+
 
 def create_bridge(name):
     """Create a switch that links can be put on."""
-    _create(_attribute(IFLA_IFNAME, name) + _kind("bridge"))
+    _create(_attribute(IFLA_IFNAME, name) + _attribute(IFLA_ADDRESS, SWITCH_ADDRESS) + _kind("bridge"))
 
 
 def create_pair(name, peer, pid):
