@@ -610,10 +610,12 @@ mod tests {
         let root = root();
         let mut first = create(&root);
         let second = Store::open(first.path()).unwrap();
+        let killed = Store::open(first.path()).unwrap();
         let path = first.path().to_owned();
         assert_eq!(first.claim("key").unwrap(), Claim::Ours);
         first.leave(false).unwrap();
         assert!(path.exists());
+        drop(killed);
         second.leave(false).unwrap();
         assert!(!path.exists());
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);

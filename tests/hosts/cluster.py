@@ -56,6 +56,14 @@ def unavailable():
         return "simulated hosts need rights that are missing here: %s" % str(error).splitlines()[-1]
 
 
+def within(seconds, condition):
+    """Wait until a condition holds; return whether it does."""
+    limit = time.monotonic() + seconds
+    while not condition() and time.monotonic() < limit:
+        time.sleep(0.02)
+    return bool(condition())
+
+
 def python_paths():
     """Return where this Python and its virtual environment lie."""
     if sys.base_prefix == "/usr":  # every node has /usr; what is Python's there is shared all the same

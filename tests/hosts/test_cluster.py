@@ -11,6 +11,7 @@ from pathlib import Path
 import mpi as mpis
 import pytest
 from hosts import cluster as harness
+from hosts.cluster import within
 from hosts.filesystem import CLIENT_CACHE, NO_CACHE
 
 FILE_BYTES = 1 << 20
@@ -55,14 +56,6 @@ WAITS_FOR_EVER = """
         print("ready", flush=True)
     MPI.COMM_WORLD.recv(source=(MPI.COMM_WORLD.rank + 1) % MPI.COMM_WORLD.size)
 """
-
-
-def within(seconds, condition):
-    """Wait until a condition holds; return whether it does."""
-    limit = time.monotonic() + seconds
-    while not condition() and time.monotonic() < limit:
-        time.sleep(0.05)
-    return bool(condition())
 
 
 @pytest.mark.parametrize(
