@@ -36,9 +36,10 @@ lint: $(VENV)/.built
 	$(IN_VENV)/mypy
 	$(IN_VENV)/python -Im mypy.stubtest mpiimport._core --allowlist tests/stubtest.allow
 
-bench: $(VENV)/.built $(MPIS:%=.mpi/%/.installed)
-	$(IN_VENV)/python benchmarks/operations.py
-	$(IN_VENV)/python benchmarks/memory.py
+# Each is one question; benchmarks/results has the answers.
+BENCHMARKS := operations memory
+bench: $(VENV)/.built $(MPIS:%=.mpi/%/.installed) $(SLOWFS)
+	set -e; for name in $(BENCHMARKS); do $(IN_VENV)/python benchmarks/$$name.py; done
 
 # What cannot be installed from here is named in one sentence.
 .PHONY: .tools

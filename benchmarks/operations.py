@@ -1,14 +1,14 @@
 """Count the file operations of a rank on the interpreter's folder and the environment, and say what they are for.
 
 On a cluster both lie on the shared filesystem. Counted are system calls that take a path, and `fstat`, of all threads
-and children of a rank: of plain Python with mpi4py, and of rank 0 and another rank under `python-mpi`. Two floors stand
-beside them: `python -S -c ''`, and a C program that only calls MPI_Init and MPI_Finalize.
+and children of a rank: of plain Python with mpi4py, and of rank 0 and another rank under the algorithm of 2014
+(`seed.py`) and under `python-mpi`. Two floors stand beside them: `python -S -c ''`, and a C program that only calls
+MPI_Init and MPI_Finalize.
 
-    python benchmarks/operations.py [-o FILE]
+    python benchmarks/operations.py [--mpi mpich openmpi] [--programs numpy+scipy ...]
 """
 
-import argparse
-import json
+import functools
 import os
 import re
 import shutil
@@ -24,6 +24,9 @@ from count import Said
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import mpi as mpis
+import results
+import variants
+from variants import BUNDLE, FIRST, PLAIN, SECOND, SEED_2014, Prepared
 
 PROGRAMS = {
     "numpy+scipy": "import numpy.fft, scipy.interpolate\n",
@@ -35,8 +38,21 @@ ENVIRONMENT = sorted({os.path.normpath(folder) for folder in (sys.prefix, sys.ba
 
 ONLY_MPI = "#include <mpi.h>\nint main(int c, char **v) { MPI_Init(&c, &v); MPI_Finalize(); return 0; }\n"
 
-RANKS = ("plain", "root", "leaf", "copied")
-"""Plain Python with mpi4py; rank 0 and another under `python-mpi`; the latter with native code copied to its host."""
+STORED = ("--store", "always")
+RANKS = {
+    # the column's name: how the program is started, with which options, and which rank it is
+    "plain": (PLAIN, (), 1),
+    "seed root": (SEED_2014, (), 0),
+    "seed": (SEED_2014, (), 1),
+    "root": (FIRST, (), 0),
+    "leaf": (FIRST, (), 1),
+    "copied": (FIRST, STORED, 1),
+    "root 2nd": (SECOND, STORED, 0),
+    "copied 2nd": (SECOND, STORED, 1),
+    "root bundle": (BUNDLE, STORED, 0),
+    "copied bundle": (BUNDLE, STORED, 1),
+}
+"""The ranks that are looked at. `copied`: native code is copied to each host, as from a shared filesystem."""
 
 START_LIMIT = 25
 """What our start may cost a rank that is not the root."""
@@ -62,13 +78,20 @@ SEARCHED_BY_LD_SO = re.compile(r"/(glibc-hwcaps|tls|x86_64|haswell|atomics)(/|$)
 class Rank:
     """What one rank did: how many operations for each purpose, and which modules they were for."""
 
-    def __init__(self, events, floors):
+    def __init__(self, events, floors, *, reads_source=False):
         self.counts = Counter()
+        self.reads_source = reads_source
         self.in_mpi_folder = 0
         self.missed = {}
+        self.copies = next((event.line for event in events if type(event) is Said and event.line[:6] == "seed: "), "")
         self.listed = {purpose: [] for purpose in ("start", "code", "folders", "data")}
         self.sort(events, {purpose: Counter(operations) for purpose, operations in floors.items()})
         self.total = sum(self.counts.values())
+
+    def summary(self):
+        """Return what is worth keeping: no paths."""
+        shown = ("total", "counts", "in_mpi_folder", "missed", "copies")
+        return {name: getattr(self, name) for name in shown}
 
     def sort(self, events, floors):
         """Find the purpose of each operation."""
@@ -113,7 +136,7 @@ class Rank:
         """Say what these operations were for; those of the import system were for the module that was missed."""
         if missed is not None:
             self.missed.setdefault(missed, 0)
-        for operation, purpose in zip(pending, purposes_of(pending)):
+        for operation, purpose in zip(pending, purposes_of(pending, reads_source=self.reads_source)):
             if missed is not None and purpose != "data":
                 self.counts["misses"] += 1
                 self.missed[missed] += 1
@@ -151,8 +174,11 @@ def is_extension(operation, name):
     return file.startswith(name + ".") and file.endswith(".so")
 
 
-def purposes_of(operations):
-    """Yield `code` or `folders` for what the import system does, `data` for what it never does."""
+def purposes_of(operations, *, reads_source):
+    """Yield `code` or `folders` for what the import system does, `data` for what it never does.
+
+    It reads source only where the bytecode does not do, the algorithm of 2014 aside; linecache reads nothing else.
+    """
     read = {operation.path for operation in operations if operation.kind == "open"}
     searches_metadata = False
     for kind, path, _ in operations:
@@ -162,9 +188,9 @@ def purposes_of(operations):
         if kind in ("lstat", "readlink", "access", "execve"):
             yield "data"
         elif re.search(r"\.(py|pyc|so)$", name):
-            # The import system reads source only where the bytecode does not do; linecache reads nothing else.
             bytecode = "%s/__pycache__/%s.%s.pyc" % (folder, name[:-3], sys.implementation.cache_tag)
-            yield "data" if name.endswith(".py") and path in read and bytecode not in read else "code"
+            only_source = name.endswith(".py") and path in read and bytecode not in read
+            yield "data" if only_source and not reads_source else "code"
         elif kind == "list" or os.path.isdir(path):
             importable = path in sys.path or os.path.exists(path + "/__init__.py")
             yield "folders" if importable and not searches_metadata else "data"
@@ -184,78 +210,106 @@ def floors_of(mpi, folder):
     }
 
 
-def traced(mpi, folder, *program):
+def traced(mpi, folder, *program, env=None):
     """Run a program on two ranks; return what each of them did in the environment and in the MPI's own folder."""
     folder.mkdir()
-    ranks = count.trace(mpi, 2, folder, *program, cwd=folder.parent, timeout_s=120)
+    ranks = count.trace(mpi, 2, folder, *program, cwd=folder.parent, env=env, timeout_s=120)
     return [count.below(events, [*ENVIRONMENT, mpi.prefix]) for events in ranks]
 
 
-def measure(mpi, source, floors, folder, *, ranks=RANKS):
-    """Count what a program costs each of `RANKS`: {name: Rank}."""
+def measure(mpi, source, floors, folder, *, ranks=RANKS, report=None):
+    """Count what a program costs each of `ranks`, some of `RANKS`: {name: Rank}."""
     folder.mkdir()
     program = folder / "program.py"
     program.write_text(source)
+    with_mpi = folder / "with_mpi.py"
+    with_mpi.write_text("from mpi4py import MPI\n" + source)
     mpi.run(1, PYTHON, program)  # writes bytecode
-    root, leaf = traced(mpi, folder / "python-mpi", "python-mpi", "-vv", program)
-    found = {"root": Rank(root, floors), "leaf": Rank(leaf, floors)}
-    if "copied" in ranks:
-        options = ("-vv", "--store", "always")
-        found["copied"] = Rank(traced(mpi, folder / "copied", "python-mpi", *options, program)[1], floors)
-    if "plain" in ranks:
-        program.write_text("from mpi4py import MPI\n" + source)
-        found["plain"] = Rank(traced(mpi, folder / "plain", PYTHON, program)[1], floors)
+    runs = {}
+    found = {}
+    for name in ranks:
+        variant, options, rank = RANKS[name]
+        if (variant, options) not in runs:
+            place = folder / ("run-%d" % len(runs))
+            place.mkdir()
+            options_too = ("-vv", *options) if variant in variants.OURS else ()
+            started = with_mpi if variant is PLAIN else program
+            way = Prepared(variant, started, place, functools.partial(run_prepared, mpi), options=options_too)
+            env = {**way.env(), "SEED_COUNTS": "1"}
+            try:
+                runs[variant, options] = traced(mpi, place / "traces", *way.argv, env=env)
+            except RuntimeError as cause:
+                if variant is not SEED_2014:
+                    raise
+                runs[variant, options] = None
+                report.line("%s under the algorithm of 2014: %s" % (folder.name, last_error(str(cause))))
+        if runs[variant, options]:
+            found[name] = Rank(runs[variant, options][rank], floors, reads_source=variant is SEED_2014)
     return found
 
 
-def show(mpi, floors, programs):
-    """Print the table of one MPI."""
-    width = max(map(len, PURPOSES.values())) + 2
-    print("\n%s" % mpi)
-    print(" " * width + "".join("%32s" % name for name in programs))
-    print(" " * width + "".join("%8s" % rank for _ in programs for rank in RANKS))
-    shown = [found[rank] for found in programs.values() for rank in RANKS]
-    for purpose, text in PURPOSES.items():
-        print(text.ljust(width) + "".join("%8d" % one.counts[purpose] for one in shown))
-    print("all".ljust(width) + "".join("%8d" % one.total for one in shown))
-    print("beside it, in the MPI's own folder".ljust(width) + "".join("%8d" % one.in_mpi_folder for one in shown))
+def last_error(text):
+    """Return the last line that names an exception."""
+    return [line for line in text.splitlines() if re.match(r"\w*Error: ", line)][-1]
+
+
+def run_prepared(mpi, argv, env):
+    """Run what goes before: on as many ranks as will be traced."""
+    return mpi.run(2, *argv, env=env, timeout_s=120)
+
+
+def show(report, mpi, floors, programs):
+    """Print the tables of one MPI."""
+    for name, found in programs.items():
+        rows = [[text, *(one.counts[purpose] for one in found.values())] for purpose, text in PURPOSES.items()]
+        rows.append(["all", *(one.total for one in found.values())])
+        rows.append(["beside it, in the MPI's own folder", *(one.in_mpi_folder for one in found.values())])
+        report.line()
+        report.table(["%s, %s" % (mpi, name), *found], rows)
+        for rank, one in found.items():
+            missed = ", ".join("%s (%d)" % pair for pair in one.missed.items())
+            if RANKS[rank][2] and missed:
+                report.line("%s, not foreseen: %s" % (rank, missed))
+            if RANKS[rank][2] and one.copies:
+                report.line(one.copies)
+    report.line()
     for purpose, operations in floors.items():
         total = len(count.below(operations, ENVIRONMENT))
-        print("%s: %d, in the MPI's own folder %d" % (PURPOSES[purpose], total, len(operations) - total))
-    for name, found in programs.items():
-        missed = ", ".join("%s (%d)" % one for one in found["leaf"].missed.items())
-        print("%s, not foreseen: %s" % (name, missed or "nothing"))
+        report.line("%s, %s: %d, in the MPI's own folder %d" % (mpi, PURPOSES[purpose], total, len(operations) - total))
 
 
 def main():
-    """Measure and print; write all of it as JSON if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("-o", metavar="FILE", type=Path, help="write what was counted as JSON")
+    """Measure, print and write."""
+    choices = {str(mpi): mpi for mpi in (mpis.MPICH, mpis.OPENMPI)}
+    parser = results.arguments(__doc__)
+    parser.add_argument("--mpi", nargs="+", choices=choices, default=[*choices])
+    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=[*PROGRAMS])
     chosen = parser.parse_args()
     if not shutil.which("strace"):
         sys.exit("operations.py needs strace, which is not on PATH.")
+    report = results.Report(chosen.o, "operations")
+    known = variants.available(report)
+    ranks = [name for name, (variant, *_) in RANKS.items() if variant in known]
     written = {}
-    for mpi in (mpis.MPICH, mpis.OPENMPI):
+    for mpi in map(choices.get, chosen.mpi):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             floors = floors_of(mpi, folder)
-            programs = {name: measure(mpi, source, floors, folder / name) for name, source in PROGRAMS.items()}
-        show(mpi, floors, programs)
+            programs = {
+                name: measure(mpi, PROGRAMS[name], floors, folder / name, ranks=ranks, report=report)
+                for name in chosen.programs
+            }
+        show(report, mpi, floors, programs)
         written[str(mpi)] = {
             "floors": {
                 purpose: {"total": len(count.below(operations, ENVIRONMENT)), "with_mpi_folder": len(operations)}
                 for purpose, operations in floors.items()
             },
             "programs": {
-                name: {
-                    rank: {**vars(one), "listed": one.listed if rank in ("leaf", "copied") else {}}
-                    for rank, one in found.items()
-                }
-                for name, found in programs.items()
+                name: {rank: one.summary() for rank, one in found.items()} for name, found in programs.items()
             },
         }
-    if chosen.o:
-        chosen.o.write_text(json.dumps(written, indent=1) + "\n")
+    report.write({"ranks": 2, "mpi": written})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def floors(tmp_path_factory):
 
 @pytest.mark.parametrize("name", operations.PROGRAMS)
 def test_a_leaf_reads_no_module_that_was_foreseen(floors, tmp_path, name):
-    found = operations.measure(mpis.MPICH, operations.PROGRAMS[name], floors, tmp_path / name, ranks=())
+    found = operations.measure(mpis.MPICH, operations.PROGRAMS[name], floors, tmp_path / name, ranks=("root", "leaf"))
     root, leaf = found["root"], found["leaf"]
     assert leaf.listed["code"] + leaf.listed["folders"] == []
     assert leaf.counts["python"] <= len(count.below(floors["python"], operations.ENVIRONMENT))
