@@ -200,14 +200,20 @@ def purposes_of(operations, *, reads_source):
 
 def floors_of(mpi, folder):
     """Return what `python -S -c ''` and a C program do on a rank that is not the root: {purpose: operations}."""
-    source, program = folder / "only_mpi.c", folder / "only_mpi"
-    source.write_text(ONLY_MPI)
-    folders = ["-I%s" % (mpi.prefix / "include"), "-L%s" % (mpi.prefix / "lib")]
-    subprocess.run(["cc", *folders, "-o", program, source, "-lmpi"], check=True)
+    program = build_only_mpi(mpi, folder)
     return {
         "python": traced(mpi, folder / "python", PYTHON, "-S", "-c", "")[1],
         "mpi": traced(mpi, folder / "mpi", program)[1],
     }
+
+
+def build_only_mpi(mpi, folder):
+    """Build the C program that only starts and ends MPI; return its path."""
+    source, program = folder / "only_mpi.c", folder / "only_mpi"
+    source.write_text(ONLY_MPI)
+    folders = ["-I%s" % (mpi.prefix / "include"), "-L%s" % (mpi.prefix / "lib")]
+    subprocess.run(["cc", *folders, "-o", program, source, "-lmpi"], check=True)
+    return program
 
 
 def traced(mpi, folder, *program, env=None):
