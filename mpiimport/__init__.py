@@ -132,7 +132,8 @@ def stats() -> "dict[str, Any]":
     are `missing`, came from another rank of the `node`, from a `lockstep` broadcast, or were found `local`ly.
     `missed`: the names that no opening foresaw. `extensions`: how many extension modules this rank opened, and
     `sources_read`: how many source modules it read itself.
-    `foreseen`: how many answers were delivered. `broadcast_bytes`: how much this rank received. `seconds`: durations.
+    `foreseen`: how many answers were delivered. `broadcast_bytes`: how much this rank received. `seconds`:
+    how long it took to `find_libmpi`, to `start_mpi` and join the others, and for the root's `forecast`.
     """
     if _sessions.current is None:
         return {}

@@ -31,8 +31,9 @@ def connect(
     """Join the other ranks over MPI. Collective.
 
     `libraries` are files, names for the dynamic loader, or `needed-by:FILE`; the first that works is used. Return
-    `rank`, `size`, `local_rank`, `local_size`, `thread_level` (0 to 3), `host`, `library`, `library_version`, `abi`.
-    Raises OSError where no library works, RuntimeError where MPI or the wait for the others fails.
+    `rank`, `size`, `local_rank`, `local_size`, `thread_level` (0 to 3), `host`, `library`, `library_version`, `abi`,
+    and `seconds`, a dict: `find_libmpi`, `start_mpi`. Raises OSError where no library works, RuntimeError where MPI or
+    the wait for the others fails.
     """
 
 def flags_with_site(flags: Any) -> Any:
@@ -76,7 +77,8 @@ def deliver_files(
 ) -> list[bool]:
     """Copy files of the root to the node store of each host: for each, whether this host has it. Collective.
 
-    `links` are made beside the copies; a host that has no room for them has no copies. The root may have the files in a bundle, each at an (offset, size in bytes, CRC-32).
+    `links` are made beside the copies; a host that has no room for them has no copies. The root may have the files in
+    a bundle, each at an (offset, size in bytes, CRC-32).
     """
 
 def states(paths: list[str]) -> list[tuple[int, int] | None]:

@@ -38,7 +38,7 @@ class Session:
         self.takes_notes = False
         self.bundle: Bundle | None = None
         self.made: list[Any] = []
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = dict(place["seconds"]) if place is not None else {}
         self.verbose = settings.verbose > 1 or (settings.verbose > 0 and self.is_root())
         self.native = Native(
             "always" if settings.write_bundle is not None else settings.store, int(settings.store_limit_mb * 1e6)

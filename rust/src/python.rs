@@ -19,7 +19,7 @@ use std::ffi::{OsStr, OsString, c_int};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn runtime_error(cause: Error) -> PyErr {
     PyRuntimeError::new_err(cause.to_string())
@@ -79,8 +79,11 @@ fn connect<'py>(
         log_to_stderr();
     }
     let first = world::joined().is_none();
+    let began = Instant::now();
     let opened = py.detach(|| world::open_library(&options)).map_err(os_error)?;
+    let find_libmpi = began.elapsed();
     let world = waiting(py, |interrupt| world::connect(opened, &options, interrupt))?;
+    let start_mpi = began.elapsed() - find_libmpi;
     // SAFETY: a plain function that touches no Python, as Py_AtExit requires.
     if first && unsafe { ffi::Py_AtExit(Some(world::at_exit)) } != 0 {
         return Err(PyRuntimeError::new_err(
@@ -97,6 +100,10 @@ fn connect<'py>(
     found.set_item("library", world.library.as_os_str())?;
     found.set_item("library_version", world.library_version())?;
     found.set_item("abi", world.abi_name())?;
+    let seconds = PyDict::new(py);
+    seconds.set_item("find_libmpi", find_libmpi.as_secs_f64())?;
+    seconds.set_item("start_mpi", start_mpi.as_secs_f64())?;
+    found.set_item("seconds", seconds)?;
     Ok(found)
 }
 
