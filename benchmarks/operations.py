@@ -238,9 +238,8 @@ def measure(mpi, source, floors, folder, *, ranks=RANKS, report=None):
         if (variant, options) not in runs:
             place = folder / ("run-%d" % len(runs))
             place.mkdir()
-            options_too = ("-vv", *options) if variant in variants.OURS else ()
             started = with_mpi if variant is PLAIN else program
-            way = Prepared(variant, started, place, functools.partial(run_prepared, mpi), options=options_too)
+            way = Prepared(variant, started, place, functools.partial(run_prepared, mpi), options=("-vv", *options))
             env = {**way.env(), "SEED_COUNTS": "1"}
             try:
                 runs[variant, options] = traced(mpi, place / "traces", *way.argv, env=env)

@@ -1,9 +1,9 @@
 """Start-up on several hosts with one slow shared filesystem: wall time, and how long the metadata server is busy.
 
 The hosts and the filesystem are simulated (`tests/hosts`): one metadata server takes 200 us for each operation, one
-after another; bytes cost nothing but what FUSE takes to move them. A rank per host, MPICH. Two cache profiles: `cache`
-keeps names and attributes for 5 s and contents, as real clients do; `no cache` asks the server for every part of every
-path, each time. mpi4py is imported first everywhere. Beside the variants stand:
+after another; bytes cost nothing but what FUSE takes to move them. Sizes are hosts x ranks per host, under MPICH. Two
+cache profiles: `cache` keeps names and attributes for 5 s and contents, as real clients do; `no cache` asks the server
+for every part of every path, each time. mpi4py is imported first everywhere. Beside the variants stand:
 
 - `MPI's start`: a C program that only calls MPI_Init and MPI_Finalize; `python -S`: an empty interpreter without MPI
 - `tmpfs`: plain Python whose packages were copied to each host's memory before; MPI lies where it lies for all. How
@@ -11,7 +11,7 @@ path, each time. mpi4py is imported first everywhere. Beside the variants stand:
 
 All hosts share the cores of one machine, so wall times grow with their number even where nothing is read.
 
-    python benchmarks/slow_filesystem.py [--hosts 1 2 4 8 16] [--no-cache-hosts 1 4 16] [--variants plain "first run"]
+    python benchmarks/slow_filesystem.py [--cache 1x1 2x1 4x1 8x1 16x1 4x2] [--no-cache 1x1 4x1 16x1]
 """
 
 import os
@@ -66,12 +66,17 @@ def stage(folder):
 
 
 class Benchmark:
-    """Starts of one program on some hosts with one cache profile, each on a new cluster: every host is cold."""
+    """Starts of `program.py` in a folder, on some hosts with one cache profile.
 
-    def __init__(self, hosts, cache, folder, archive):
+    Each is on a new cluster: every host is cold. `options` are for `python-mpi`; `archive` is what `TMPFS` unpacks.
+    """
+
+    def __init__(self, hosts, cache, folder, *, ranks_per_host=1, options=(), archive=None):
         self.hosts = hosts
+        self.ranks_per_host = ranks_per_host
         self.cache = cache
         self.folder = folder
+        self.options = options
         self.archive = archive
 
     def cluster(self):
@@ -82,7 +87,14 @@ class Benchmark:
     def run(self, argv, env):
         """Run a job on a cluster of its own; return its result."""
         with self.cluster() as cluster:
-            return job(cluster, argv, env)
+            return self.job(cluster, argv, env)
+
+    def job(self, cluster, argv, env):
+        """Run a job."""
+        result = cluster.run([*cluster.mpi(mpis.MPICH, self.ranks_per_host, env=env), *argv], timeout_s=LIMIT_S)
+        if result.returncode:
+            raise RuntimeError(repr(result))
+        return result
 
     def measure(self, variant):
         """Return what a start of this variant takes, and for `TMPFS` also what takes place before."""
@@ -91,15 +103,15 @@ class Benchmark:
             argv, env = [str(word).format(folder=self.folder) for word in variant.command], {}
         else:
             place = tempfile.mkdtemp(dir=self.folder)
-            way = Prepared(variant, self.folder / "program.py", place, self.run)
+            way = Prepared(variant, self.folder / "program.py", place, self.run, options=self.options)
             argv, env = way.argv, way.env()
         with self.cluster() as cluster:
             if variant is TMPFS:
                 found["staging"] = self.stage(cluster)
                 env["LD_LIBRARY_PATH"] = "%s/lib:%s/lib" % (STAGED, mpis.MPICH.prefix)
             cluster.filesystem.reset()
-            result = job(cluster, argv, env)
-            return {**summary(cluster, result.seconds), **found}
+            result = self.job(cluster, argv, env)
+            return {**summary(cluster, result.seconds, self.hosts * self.ranks_per_host), **found}
 
     def stage(self, cluster):
         """Unpack the archive on each host; return what that takes."""
@@ -111,25 +123,17 @@ class Benchmark:
             _, said = program.communicate()
             if program.returncode:
                 raise RuntimeError("cannot unpack the environment: %s" % said)
-        return summary(cluster, time.monotonic() - began)
+        return summary(cluster, time.monotonic() - began, self.hosts)
 
 
-def job(cluster, argv, env):
-    """Run a job with one rank per host."""
-    result = cluster.run([*cluster.mpi(mpis.MPICH, 1, env=env), *argv], timeout_s=LIMIT_S)
-    if result.returncode:
-        raise RuntimeError(repr(result))
-    return result
-
-
-def summary(cluster, seconds):
+def summary(cluster, seconds, ranks):
     """Return what is kept of one start."""
     stats = cluster.filesystem.stats()
 
     def metadata(**wanted):
         return stats.count(**wanted) - sum(stats.count(operation=one, **wanted) for one in ("read", "write"))
 
-    leaves = [metadata(rank=rank) for rank in range(1, len(cluster.hosts))]
+    leaves = [metadata(rank=rank) for rank in range(1, ranks)]
     return {
         "wall_s": round(seconds, 3),
         "metadata_busy_s": round(stats.metadata_busy_s, 3),
@@ -143,8 +147,8 @@ def summary(cluster, seconds):
 def main():
     """Measure, print and write."""
     parser = results.arguments(__doc__)
-    parser.add_argument("--hosts", nargs="+", type=int, default=[1, 2, 4, 8, 16])
-    parser.add_argument("--no-cache-hosts", nargs="*", type=int, default=[1, 4, 16])
+    parser.add_argument("--cache", nargs="*", default=["1x1", "2x1", "4x1", "8x1", "16x1", "4x2"])
+    parser.add_argument("--no-cache", nargs="*", default=["1x1", "4x1", "16x1"])
     parser.add_argument("--variants", nargs="+", help="only these, by name")
     chosen = parser.parse_args()
     if unavailable():
@@ -159,13 +163,18 @@ def main():
         mpis.MPICH.run(1, PYTHON, folder / "program.py")  # writes bytecode
         operations.build_only_mpi(mpis.MPICH, folder)
         archive = stage(folder)
-        for cache, sizes in ("cache", chosen.hosts), ("no cache", chosen.no_cache_hosts):
-            measured[cache] = {hosts: {} for hosts in sizes}
-            for hosts in sizes:
+        for cache, sizes in ("cache", chosen.cache), ("no cache", chosen.no_cache):
+            if sizes:
+                measured[cache] = {size: {} for size in sizes}
+            for size in sizes:
+                hosts, ranks_per_host = map(int, size.split("x"))
                 for variant in known:
                     began = time.monotonic()
-                    measured[cache][hosts][variant.name] = Benchmark(hosts, cache, folder, archive).measure(variant)
-                    print("%s, %d hosts, %s: %.1f s" % (cache, hosts, variant.name, time.monotonic() - began))
+                    where = Benchmark(hosts, cache, folder, ranks_per_host=ranks_per_host, archive=archive)
+                    measured[cache][size][variant.name] = where.measure(variant)
+                    print(
+                        "%s, %d hosts, %s: %.1f s" % (cache, hosts, variant.name, time.monotonic() - began), flush=True
+                    )
         size_bytes = archive.stat().st_size
     show(report, measured, size_bytes)
     draw(report, measured)
@@ -189,30 +198,30 @@ def show(report, measured, size_bytes):
             names = list(next(iter(sizes.values()), {}))
             rows = [[name, *(text(found[name]) for found in sizes.values())] for name in names]
             report.line()
-            report.table(["%s: %s" % (cache, title), *("%d hosts" % hosts for hosts in sizes)], rows)
+            report.table(["%s: %s" % (cache, title), *sizes], rows)
     for cache, sizes in measured.items():
         staged = [found[TMPFS.name]["staging"]["wall_s"] for found in sizes.values() if TMPFS.name in found]
         if staged:
             report.line()
             report.table(
-                ["%s: copying %d MB to each tmpfs" % (cache, size_bytes / 1e6), *("%d hosts" % n for n in sizes)],
+                ["%s: copying %d MB to each tmpfs" % (cache, size_bytes / 1e6), *sizes],
                 [["wall time, s", *("%.1f" % wall_s for wall_s in staged)]],
             )
 
 
 def draw(report, measured):
-    """Draw wall time and busy time over the number of hosts."""
+    """Draw wall time and busy time over the number of hosts, with one rank each."""
     with report.picture(2 * len(measured), size=(14, 4)) as axes:
         places = iter(axes)
         for cache, sizes in measured.items():
+            hosts = {int(size[:-2]): found for size, found in sizes.items() if size.endswith("x1")}
             for key, title in (("wall_s", "wall time, s"), ("metadata_busy_s", "metadata server busy, s")):
                 here = next(places)
-                for name in next(iter(sizes.values()), {}):
-                    here.plot(
-                        list(sizes), [found[name][key] for found in sizes.values()], "o-", label=name, markersize=3
-                    )
+                for name in next(iter(hosts.values())):
+                    values = [found[name][key] for found in hosts.values()]
+                    here.plot(list(hosts), values, "o-", label=name, markersize=3)
                 here.set(xscale="log", yscale="log", xlabel="hosts", title="%s: %s" % (cache, title))
-                here.set_xticks(list(sizes), ["%d" % hosts for hosts in sizes])
+                here.set_xticks(list(hosts), list(map(str, hosts)))
                 here.minorticks_off()
         axes[0].legend(fontsize="small")
 

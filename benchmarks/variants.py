@@ -63,7 +63,7 @@ class Prepared:
     """A variant that is ready to start a program: what must be there before has been made.
 
     `run(argv, env)` starts something in the way that will be measured, and returns an `mpi.Result`. `options` are
-    further ones of `python-mpi`. What is made lies in `folder`.
+    further ones of `python-mpi`, for the variants that have it. What is made lies in `folder`.
     """
 
     caches = itertools.count()
@@ -73,7 +73,8 @@ class Prepared:
         self.program = program
         self.folder = Path(folder)
         bundle = self.folder / "program.mpib"
-        self.argv = [*(str(word).format(bundle=bundle) for word in variant.command), *options, str(program)]
+        words = [*variant.command, *(options if variant in OURS else ()), program]
+        self.argv = [str(word).format(bundle=bundle) for word in words]
         self._filled = self._new_cache() if variant.profile == "filled" else None
         if "--bundle" in variant.needs:
             self._check(mpis.run([MPIIMPORT, "bundle", "-o", bundle, program], env=self.env(), timeout_s=300))
