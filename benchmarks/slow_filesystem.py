@@ -172,9 +172,8 @@ def main():
                     began = time.monotonic()
                     where = Benchmark(hosts, cache, folder, ranks_per_host=ranks_per_host, archive=archive)
                     measured[cache][size][variant.name] = where.measure(variant)
-                    print(
-                        "%s, %d hosts, %s: %.1f s" % (cache, hosts, variant.name, time.monotonic() - began), flush=True
-                    )
+                    seconds = time.monotonic() - began
+                    print("%s, %s, %s: %.1f s" % (cache, size, variant.name, seconds), flush=True)
         size_bytes = archive.stat().st_size
     show(report, measured, size_bytes)
     draw(report, measured)
