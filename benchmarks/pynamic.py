@@ -127,7 +127,7 @@ def main():
         rows = [[name, *ranks] for name, ranks in counted.items()]
         report.table(["file operations, on environment and tree", "rank 0", "another rank"], rows)
         started = {}
-        reason = unavailable()
+        reason = unavailable() if chosen.hosts else "not asked for"
         if reason:
             report.line("no simulated hosts: %s" % reason)
         for cache in () if reason else slow_filesystem.CACHES:
