@@ -32,8 +32,9 @@ class Report:
 
     def line(self, text=""):
         """Print a line and keep it."""
+        text = text.rstrip()
         print(text, flush=True)
-        self.lines.append(text.rstrip() + "\n")
+        self.lines.append(text + "\n")
 
     def table(self, head, rows):
         """Print a table whose first column is text: `head` names the columns, `rows` are lists of what is printed."""
