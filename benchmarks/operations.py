@@ -240,7 +240,7 @@ def measure(mpi, source, floors, folder, *, ranks=RANKS, report=None):
             place.mkdir()
             started = with_mpi if variant is PLAIN else program
             way = Prepared(variant, started, place, functools.partial(run_prepared, mpi), options=("-vv", *options))
-            env = {**way.env(), "SEED_COUNTS": "1"}
+            env = {**way.env(), "SEED_COUNTS": "1", "SEED_TMPDIR": str(place)}
             try:
                 runs[variant, options] = traced(mpi, place / "traces", *way.argv, env=env)
             except RuntimeError as cause:

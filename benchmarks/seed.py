@@ -2,7 +2,8 @@
 
 Rank 0 finds and reads; the others take part in one broadcast for each module, at the moment when they ask for it. So
 all ranks have to ask for the same modules in the same order: set PYTHONHASHSEED. Source travels and is compiled on
-every rank. An extension module is written by every rank into a folder of its own in /tmp, and loaded from there.
+every rank. An extension module is written by every rank into a folder of its own in /tmp (or `SEED_TMPDIR`), and
+loaded from there. As in 2014, that folder stays behind when a job is aborted.
 Today's wheels find their libraries relative to themselves: what lies in `NAME.libs` beside a package `NAME` is written
 too, which was not needed in 2014.
 
@@ -22,7 +23,7 @@ import posix  # noqa: E402
 from importlib.machinery import ExtensionFileLoader, ModuleSpec, PathFinder, SourceFileLoader  # noqa: E402
 
 WORLD = MPI.COMM_WORLD
-FOLDER = "/tmp/seed-%d-%d" % (posix.getpid(), WORLD.rank)
+FOLDER = "%s/seed-%d-%d" % (posix.environ.get(b"SEED_TMPDIR", b"/tmp").decode(), posix.getpid(), WORLD.rank)
 MISSING, SOURCE, EXTENSION, NAMESPACE = range(4)
 
 

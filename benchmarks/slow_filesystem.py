@@ -222,7 +222,7 @@ def draw(report, measured):
                 here.set(xscale="log", yscale="log", xlabel="hosts", title="%s: %s" % (cache, title))
                 here.set_xticks(list(hosts), list(map(str, hosts)))
                 here.minorticks_off()
-        axes[0].legend(fontsize="small")
+        axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 if __name__ == "__main__":
