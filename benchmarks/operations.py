@@ -38,21 +38,23 @@ ENVIRONMENT = sorted({os.path.normpath(folder) for folder in (sys.prefix, sys.ba
 
 ONLY_MPI = "#include <mpi.h>\nint main(int c, char **v) { MPI_Init(&c, &v); MPI_Finalize(); return 0; }\n"
 
-STORED = ("--store", "always")
+FAR = ("--scan", "always")
+STORED = (*FAR, "--store", "always")
 RANKS = {
     # the column's name: how the program is started, with which options, and which rank it is
     "plain": (PLAIN, (), 1),
     "seed root": (SEED_2014, (), 0),
     "seed": (SEED_2014, (), 1),
-    "root": (FIRST, (), 0),
-    "leaf": (FIRST, (), 1),
+    "root": (FIRST, FAR, 0),
+    "leaf": (FIRST, FAR, 1),
     "copied": (FIRST, STORED, 1),
     "root 2nd": (SECOND, STORED, 0),
     "copied 2nd": (SECOND, STORED, 1),
     "root bundle": (BUNDLE, STORED, 0),
     "copied bundle": (BUNDLE, STORED, 1),
 }
-"""The ranks that are looked at. `copied`: native code is copied to each host, as from a shared filesystem."""
+"""The ranks that are looked at. A first run foresees as it does where Python lies on a shared filesystem; `copied`:
+native code is copied to each host, as from there too."""
 
 START_LIMIT = 25
 """What our start may cost a rank that is not the root."""

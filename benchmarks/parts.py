@@ -37,6 +37,7 @@ ORDER = (
     "receive mpiimport",
     "make the node store",
     "site",
+    "read the profile",
     "forecast",
     "find and read",
     "native code",
