@@ -1,6 +1,8 @@
 """The Rust core: MPI at run time, broadcasts, the node store. Its source is in `rust/src`."""
 
-from typing import Any
+from typing import Any, final
+
+from typing_extensions import disjoint_base
 
 __version__: str
 
@@ -112,6 +114,8 @@ def take_notes(path: str | None, header: bytes, earlier: dict[bytes, int]) -> No
     runs since each was asked. Collective; ranks other than the root pass None.
     """
 
+@final
+@disjoint_base
 class Modules:
     """Finds and reads modules as `importlib` would, many at once."""
 
