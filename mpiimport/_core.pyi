@@ -2,8 +2,6 @@
 
 from typing import Any, final
 
-from typing_extensions import disjoint_base
-
 __version__: str
 
 def abi_constants(abi: str) -> dict[str, int | str]:
@@ -115,7 +113,6 @@ def take_notes(path: str | None, header: bytes, earlier: dict[bytes, int]) -> No
     """
 
 @final
-@disjoint_base
 class Modules:
     """Finds and reads modules as `importlib` would, many at once."""
 
