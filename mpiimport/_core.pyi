@@ -84,8 +84,8 @@ def deliver_files(
 def states(paths: list[str]) -> list[tuple[int, int] | None]:
     """Return (time of modification in ns, size in bytes) of files and folders, None for what is not there."""
 
-def filesystem_type(path: str) -> int:
-    """Return the type of the filesystem that a file is on, as `statfs` has it. Raises OSError."""
+def filesystem_types(paths: list[str]) -> list[int | None]:
+    """Return the types of the filesystems that files are on, as `statfs` has them; None where that cannot be said."""
 
 def preload(path: str, soname: str | None, flags: int) -> None:
     """Load a library for good, unless one with its soname is loaded. Raises OSError with what the loader says."""

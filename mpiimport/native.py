@@ -58,12 +58,9 @@ SHARED_FILESYSTEMS = {
 """What `statfs` says of filesystems that many hosts share, and their names."""
 
 
-def is_on_shared_filesystem(path: str) -> bool:
-    """Whether a file is on a filesystem that other hosts may use too."""
-    try:
-        return _core.filesystem_type(path) in SHARED_FILESYSTEMS
-    except OSError:
-        return False
+def are_on_shared_filesystems(paths: "list[str]") -> "list[bool]":
+    """Whether files are on filesystems that other hosts may use too."""
+    return [kind in SHARED_FILESYSTEMS for kind in _core.filesystem_types(paths)]
 
 
 class Native:
@@ -87,26 +84,28 @@ class Native:
             return self.wanted == "always"
         folder = path.rpartition("/")[0]
         if folder not in self.folders:
-            self.folders[folder] = is_on_shared_filesystem(folder)
+            self.look([folder])
         return self.folders[folder]
+
+    def look(self, folders: "Iterable[str]") -> None:
+        """Find out which of these folders hold what travels."""
+        if self.wanted == "auto":
+            unknown = list(set(folders) - self.folders.keys())
+            self.folders.update(zip(unknown, are_on_shared_filesystems(unknown)))
 
     def plan(self, certain: "Iterable[str]", possible: "Iterable[str]") -> "Plan":
         """Choose, on the root, what travels, of extension modules that will be imported and that may be.
 
         Beyond the size limit, the largest files stay where they lie.
         """
-        for origin in possible:
-            self.travels(origin)
+        certain = list(certain)
+        self.look(path.rpartition("/")[0] for path in [*possible, *certain])
         origins = [origin for origin in certain if self.travels(origin)]
         found = _core.closures(origins, self.library_path, SYSTEM)
         libraries = dict(zip(origins, found))
         files = dict.fromkeys([path for needed in found for path, _ in needed if self.travels(path)] + origins)
-        sizes = {}
-        for path in files:
-            try:
-                sizes[path] = posix.stat(path).st_size
-            except OSError:
-                continue  # gone since it was found: who imports it will say so
+        # What is gone since it was found is not there: who imports it will say so.
+        sizes = {path: state[1] for path, state in zip(files, _core.states(list(files))) if state is not None}
         total = self.fit(sizes)
         links = siblings({path for needed in found for path, _ in needed}, sizes)
         return list(sizes), links, libraries, self.folders, total

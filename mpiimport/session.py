@@ -7,7 +7,7 @@ from time import perf_counter
 from mpiimport import _core, opening
 from mpiimport.finder import Finder
 from mpiimport.misses import Misses
-from mpiimport.native import Native, is_on_shared_filesystem
+from mpiimport.native import Native, are_on_shared_filesystems
 from site_mpi import boot
 
 TYPE_CHECKING = False
@@ -149,7 +149,7 @@ class Session:
         """Whether reading modules is to be saved: not where they are on a disk of this host, as fast for each rank."""
         if self.settings.write_bundle is not None:
             return True
-        return self.settings.scan == "always" or is_on_shared_filesystem(boot.own_folder())
+        return self.settings.scan == "always" or are_on_shared_filesystems([boot.own_folder()])[0]
 
     def open_bundle(self) -> None:
         """Read, on the root, the bundle that the user chose. One that cannot be used is named, and left out.

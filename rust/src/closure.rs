@@ -5,6 +5,7 @@
 
 use crate::elf::{self, Dynamic};
 use crate::error::{Error, Result};
+use crate::modules;
 use libloading::os::unix::Library as Handle;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -34,6 +35,20 @@ pub struct Library {
 pub struct Closures {
     search: Search,
     read: HashMap<PathBuf, Option<Dynamic>>,
+    candidates: HashMap<PathBuf, Candidate>,
+    /// The folders of variants for some processors, and a folder without its links, for each folder.
+    folders: HashMap<PathBuf, (Vec<PathBuf>, Option<PathBuf>)>,
+}
+
+/// What the loader would make of a file.
+#[derive(Clone)]
+enum Candidate {
+    /// It would search on.
+    Unfit,
+    /// It would take it, but it stays where it lies.
+    Stays,
+    /// It would take it.
+    Travels(Dynamic),
 }
 
 /// A file with those that need it, for the DT_RPATH that it inherits.
@@ -49,7 +64,15 @@ impl Closures {
         Self {
             search,
             read: HashMap::new(),
+            candidates: HashMap::new(),
+            folders: HashMap::new(),
         }
+    }
+
+    /// Reads files ahead, many at once.
+    pub fn read_ahead(&mut self, files: &[PathBuf]) {
+        let found = modules::in_parallel(files, modules::threads_for(files.len()), |file| elf::dynamic(file).ok());
+        self.read.extend(files.iter().cloned().zip(found));
     }
 
     /// The libraries that the file needs, each after those that it needs itself. What cannot be read or found is left
@@ -108,22 +131,54 @@ impl Closures {
         let runpath = &chain.dynamic.runpath;
         folders.extend(runpath.iter().flat_map(|folder| expand(folder, chain.origin)));
         for folder in folders {
-            // Variants for some processors only: which one is taken, the loader of each host decides.
-            if has_variants(&folder, name) {
-                return None;
-            }
             let path = folder.join(name);
-            let dynamic = match self.dynamic(&path) {
-                Some(dynamic) => dynamic,
-                None if !path.is_file() || elf::is_foreign(&path) => continue,
-                None if elf::is_truncated(&path) => Dynamic::default(), // who imports it is told so
-                None => return None, // whatever else is wrong with it, the loader says
+            let candidate = match self.candidates.get(&path) {
+                Some(candidate) => candidate.clone(),
+                None => {
+                    let candidate = self.judge(&folder, &path, name);
+                    self.candidates.insert(path.clone(), candidate.clone());
+                    candidate
+                }
             };
-            let resolved = std::fs::canonicalize(&path).ok()?;
-            let is_system = |system: &PathBuf| path.starts_with(system) || resolved.starts_with(system);
-            return (!self.search.system.iter().any(is_system)).then_some((path, dynamic));
+            match candidate {
+                Candidate::Unfit => {}
+                Candidate::Stays => return None,
+                Candidate::Travels(dynamic) => return Some((path, dynamic)),
+            }
         }
         None
+    }
+
+    fn judge(&mut self, folder: &Path, path: &Path, name: &str) -> Candidate {
+        let (variants, real) = self
+            .folders
+            .entry(folder.to_owned())
+            .or_insert_with(|| (variants(folder), std::fs::canonicalize(folder).ok()))
+            .clone();
+        let Some(real) = real else { return Candidate::Unfit };
+        // Variants for some processors only: which one is taken, the loader of each host decides.
+        if variants.iter().any(|level| level.join(name).exists()) {
+            return Candidate::Stays;
+        }
+        let dynamic = match self.dynamic(path) {
+            Some(dynamic) => dynamic,
+            None if !path.is_file() || elf::is_foreign(path) => return Candidate::Unfit,
+            None if elf::is_truncated(path) => Dynamic::default(), // who imports it is told so
+            None => return Candidate::Stays,                       // whatever else is wrong with it, the loader says
+        };
+        let resolved = match path.symlink_metadata() {
+            Ok(status) if status.is_symlink() => std::fs::canonicalize(path).ok(),
+            _ => Some(real.join(name)),
+        };
+        let Some(resolved) = resolved else {
+            return Candidate::Stays;
+        };
+        let is_system = |system: &PathBuf| path.starts_with(system) || resolved.starts_with(system);
+        if self.search.system.iter().any(is_system) {
+            Candidate::Stays
+        } else {
+            Candidate::Travels(dynamic)
+        }
     }
 
     fn dynamic(&mut self, path: &Path) -> Option<Dynamic> {
@@ -134,9 +189,12 @@ impl Closures {
     }
 }
 
-fn has_variants(folder: &Path, name: &str) -> bool {
-    std::fs::read_dir(folder.join("glibc-hwcaps"))
-        .is_ok_and(|mut levels| levels.any(|level| level.is_ok_and(|level| level.path().join(name).exists())))
+fn variants(folder: &Path) -> Vec<PathBuf> {
+    let levels = std::fs::read_dir(folder.join("glibc-hwcaps"));
+    levels.map_or_else(
+        |_| Vec::new(),
+        |levels| levels.flatten().map(|level| level.path()).collect(),
+    )
 }
 
 /// Replaces the loader's tokens. `$LIB` differs between distributions: all its values are tried.

@@ -277,7 +277,8 @@ pub fn states(paths: &[OsString]) -> Vec<Option<(i64, i64)>> {
     })
 }
 
-fn threads_for(questions: usize) -> usize {
+/// So many threads are worth it.
+pub fn threads_for(questions: usize) -> usize {
     THREADS.min(questions / QUESTIONS_PER_THREAD)
 }
 

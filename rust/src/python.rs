@@ -196,11 +196,12 @@ fn store_link(py: Python<'_>, originals: Vec<PathBuf>) -> PyResult<()> {
     .map_err(os_error)
 }
 
-/// The type of the filesystem that a file is on, as `statfs` has it.
+/// The types of the filesystems that files are on, as `statfs` has them; None where that cannot be said.
 #[pyfunction]
-fn filesystem_type(path: PathBuf) -> PyResult<u64> {
-    let status = rustix::fs::statfs(&path).map_err(|cause| PyOSError::new_err(cause.to_string()))?;
-    Ok(u64::from_ne_bytes(status.f_type.to_ne_bytes()) & 0xffff_ffff)
+fn filesystem_types(py: Python<'_>, paths: Vec<PathBuf>) -> Vec<Option<u64>> {
+    let kind =
+        |path: &PathBuf| Some(u64::from_ne_bytes(rustix::fs::statfs(path).ok()?.f_type.to_ne_bytes()) & 0xffff_ffff);
+    py.detach(|| modules::in_parallel(&paths, modules::threads_for(paths.len()), kind))
 }
 
 /// Wait until `key` is answered, or ours to answer: the answer, True for ours, None after `timeout_s` or without store.
@@ -420,6 +421,7 @@ fn closures(
             system,
             loaded,
         });
+        closures.read_ahead(&files);
         let as_tuple = |library: closure::Library| (library.path.into_os_string(), library.soname);
         files
             .iter()
@@ -572,7 +574,7 @@ mod _core {
     #[pymodule_export]
     use super::{
         Modules, abi_constants, abort, broadcast, broadcast_shared, closures, connect, crc32, deliver_files,
-        filesystem_type, flags_with_site, gather, is_active, is_first_on_host, is_truncated, needed, note, preload,
+        filesystem_types, flags_with_site, gather, is_active, is_first_on_host, is_truncated, needed, note, preload,
         release_memory, states, store_claim, store_copy, store_link, store_open, store_put, take_notes,
     };
 }

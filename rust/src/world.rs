@@ -6,6 +6,7 @@
 use crate::abi::Family;
 use crate::error::{Error, Result};
 use crate::libmpi;
+use crate::modules;
 use crate::mpi::{Comm, Mpi, Request};
 use crate::profile::{self, Profile, Questions};
 use crate::store::{Incoming, Store};
@@ -291,23 +292,25 @@ impl World {
         if let Some(leaders) = self.leaders {
             let linked = self.with_store(|store| links.iter().try_for_each(|original| store.link(original)));
             let linked = linked.is_none_or(|linked| linked.map_err(|cause| log::debug!("{cause}")).is_ok());
-            let mut sources: Vec<Source> = Vec::new();
-            if self.rank == 0 {
-                sources = match bundle {
-                    Some((file, sections)) => {
-                        let file = Rc::new(File::open(file).map_err(|cause| Error::new(format!("{cause}")))?);
-                        sections
-                            .iter()
-                            .map(|&section| Source::section(&file, section))
-                            .collect()
-                    }
-                    None => paths.iter().map(|path| Source::file(path)).collect(),
-                };
-            }
+            let bundle = match bundle.filter(|_| self.rank == 0) {
+                Some((file, sections)) => {
+                    let opened = File::open(file)
+                        .map_err(|cause| Error::new(format!("cannot read `{}`: {cause}", file.display())))?;
+                    Some((Rc::new(opened), sections))
+                }
+                None => None,
+            };
             for (at, paths) in paths.chunks(FILES_AT_ONCE).enumerate() {
                 let first = at * FILES_AT_ONCE;
-                let sources = sources.get(first..first + paths.len()).unwrap_or_default();
-                let arrived = self.deliver_some(leaders, paths, sources, what, interrupt)?;
+                let sources: Vec<Source> = match &bundle {
+                    _ if self.rank != 0 => Vec::new(),
+                    Some((file, sections)) => sections[first..first + paths.len()]
+                        .iter()
+                        .map(|&section| Source::section(file, section))
+                        .collect(),
+                    None => Source::files(paths),
+                };
+                let arrived = self.deliver_some(leaders, paths, &sources, what, interrupt)?;
                 for (present, arrived) in present[first..].iter_mut().zip(arrived) {
                     *present = u8::from(arrived && linked);
                 }
@@ -671,32 +674,39 @@ pub type Section = (u64, u64, u32);
 
 /// Where the root has a file that is delivered: a file of its own, or a part of a bundle.
 struct Source {
-    origin: Origin,
-    offset: u64,
     /// None if it is not there.
+    file: Option<Rc<File>>,
+    offset: u64,
     size_bytes: Option<u64>,
     /// Of a part of a bundle.
     checksum: Option<u32>,
 }
 
-enum Origin {
-    Path(PathBuf),
-    Bundle(Rc<File>),
-}
-
 impl Source {
-    fn file(path: &Path) -> Self {
-        Self {
-            origin: Origin::Path(path.to_owned()),
-            offset: 0,
-            size_bytes: path.metadata().ok().map(|status| status.len()),
-            checksum: None,
-        }
+    /// Opens files, many at once, and has the system begin to read them.
+    fn files(paths: &[PathBuf]) -> Vec<Self> {
+        let opened = modules::in_parallel(paths, modules::threads_for(paths.len()), |path| {
+            let file = File::open(path).ok()?;
+            let size_bytes = file.metadata().ok()?.len();
+            // Advice that is not taken does no harm.
+            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::WillNeed);
+            Some((file, size_bytes))
+        });
+        let source = |opened: Option<(File, u64)>| {
+            let (file, size_bytes) = opened.unzip();
+            Self {
+                file: file.map(Rc::new),
+                offset: 0,
+                size_bytes,
+                checksum: None,
+            }
+        };
+        opened.into_iter().map(source).collect()
     }
 
     fn section(bundle: &Rc<File>, (offset, size_bytes, checksum): Section) -> Self {
         Self {
-            origin: Origin::Bundle(bundle.clone()),
+            file: Some(bundle.clone()),
             offset,
             size_bytes: Some(size_bytes),
             checksum: Some(checksum),
@@ -706,10 +716,6 @@ impl Source {
     fn reader(&self) -> Reader<'_> {
         Reader {
             source: self,
-            file: match &self.origin {
-                Origin::Path(path) => File::open(path).ok().map(Rc::new),
-                Origin::Bundle(file) => Some(file.clone()),
-            },
             whole: true,
             hasher: crc32fast::Hasher::new(),
         }
@@ -719,7 +725,6 @@ impl Source {
 /// The reading of a source from its beginning to its end.
 struct Reader<'a> {
     source: &'a Source,
-    file: Option<Rc<File>>,
     whole: bool,
     hasher: crc32fast::Hasher,
 }
@@ -729,6 +734,7 @@ impl Reader<'_> {
         let place = self.source.offset + offset;
         self.whole = self.whole
             && self
+                .source
                 .file
                 .as_ref()
                 .is_some_and(|file| file.read_exact_at(bytes, place).is_ok());
@@ -739,12 +745,8 @@ impl Reader<'_> {
 
     /// Whether all was read, and the file is what it was before.
     fn was_whole(self) -> bool {
-        let size = || {
-            self.file
-                .as_ref()
-                .and_then(|file| file.metadata().ok())
-                .map(|status| status.len())
-        };
+        let file = self.source.file.as_ref();
+        let size = || file.and_then(|file| file.metadata().ok()).map(|status| status.len());
         self.whole
             && match self.source.checksum {
                 Some(checksum) => self.hasher.finalize() == checksum,

@@ -36,6 +36,13 @@ comm.barrier()
 """
 
 
+@pytest.fixture(scope="module")
+def cluster(new_cluster):
+    """Two hosts for these tests alone: when a job is killed, MPI leaves folders and memory of its own."""
+    with new_cluster(hosts=2) as cluster:
+        yield cluster
+
+
 @pytest.fixture
 def start(script):
     """Start a program on all ranks of some hosts, with all native code in the node stores."""
@@ -44,7 +51,7 @@ def start(script):
     def start_on(cluster, mpi, hosts, text, *options, name="program.py"):
         program = script(text, name)
         argv = [*cluster.mpi(mpi, 2, hosts=hosts), "python-mpi", "--store", "always", *options, program]
-        with cluster.start(argv, timeout_s=3 * SECONDS) as job:
+        with cluster.start(argv, timeout_s=6 * SECONDS) as job:
             try:
                 yield job
             finally:
@@ -123,7 +130,7 @@ ENDINGS = {
 def test_the_store_is_gone_at_once_where_a_rank_lives_to_remove_it_else_with_the_next_run(
     cluster, two_mpis, start, text, act, with_mpich, with_openmpi
 ):
-    hosts = cluster.hosts[:2]
+    hosts = cluster.hosts
     with start(cluster, two_mpis, hosts, HEAD + READY + text) as job:
         assert job.stdout.readline() == "ready\n", job.communicate()
         if act:
@@ -154,7 +161,7 @@ if comm.rank == 0:
 
 
 def test_a_store_in_use_is_not_touched_by_other_runs(cluster, two_mpis, start):
-    hosts = cluster.hosts[:2]
+    hosts = cluster.hosts
     with start(cluster, two_mpis, hosts, HEAD + IN_USE, name="in_use.py") as job:
         assert job.stdout.readline() == "ready\n", job.communicate()
         in_use = left(cluster, hosts)
