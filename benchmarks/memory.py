@@ -2,7 +2,8 @@
 
 Counted is the proportional set size (PSS), which charges each of n processes with 1/n of a page that they share: its
 sum over the ranks is what they occupy. It is read while all ranks have imported the same and initialised mpi4py, of
-plain Python, and of `python-mpi` with native code opened where it lies and copied to the host.
+plain Python, and of `python-mpi` on its first and second run, with native code opened where it lies and copied to the
+host.
 
     python benchmarks/memory.py [-n RANKS] [-o FILE]
 """
@@ -33,9 +34,13 @@ with open("%s/%d" % (__import__("sys").argv[1], MPI.COMM_WORLD.rank), "wb") as f
 
 WAYS = {
     "plain": ["python"],
-    "python-mpi": ["python-mpi", "--store", "never"],
-    "copied": ["python-mpi", "--store", "always"],
+    "first run": ["python-mpi", "--store", "never"],
+    "first run, copied": ["python-mpi", "--store", "always"],
+    "second run": ["python-mpi", "--store", "never", "--profile", "{profile}"],
+    "second run, copied": ["python-mpi", "--store", "always", "--profile", "{profile}"],
 }
+"""The second run has the profile of a first one."""
+
 KINDS = {
     "private": "private: the heap, what libraries write to",
     "libraries": "libraries: as in their files",
@@ -79,9 +84,11 @@ def measure(mpi, ranks, argv):
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder, "program.py")
         program.write_text(PROGRAM)
-        result = mpi.run(ranks, *argv, program, folder, env={"OMP_NUM_THREADS": "1"}, timeout_s=120)
-        if result.returncode != 0:
-            raise RuntimeError("`%s` failed: %r" % (" ".join(argv), result))
+        argv = [word.format(profile=folder + "/profile") for word in argv]
+        for _ in range(2 if "--profile" in argv else 1):
+            result = mpi.run(ranks, *argv, program, folder, env={"OMP_NUM_THREADS": "1"}, timeout_s=120)
+            if result.returncode != 0:
+                raise RuntimeError("`%s` failed: %r" % (" ".join(argv), result))
         return [sizes_of(Path(folder, str(rank)).read_text()) for rank in range(ranks)]
 
 

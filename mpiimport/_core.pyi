@@ -121,11 +121,11 @@ class Modules:
     ) -> Modules:
         """Say how this Python names and marks files; `bytecode_suffix` follows a module's name: `.cpython-311.pyc`."""
 
-    def find(self, questions: list[tuple[list[str], list[str]]]) -> list[tuple[Any, ...] | None]:
+    def find(self, questions: list[tuple[list[str], list[str]]]) -> tuple[list[tuple[Any, ...] | None], bytes]:
         """Answer questions, each some folders and some last parts of names, name after name.
 
-        An answer is (kind, origin, locations, marshalled code, (the source's time of modification in ns, size in
-        bytes)), or None where `importlib` itself has to be asked.
+        Return (answers, code). An answer is (kind, origin, locations, (where its marshalled code begins in `code`, and
+        ends), (the source's time of modification in ns, size in bytes)), or None where `importlib` has to be asked.
         """
 
     def folders(self) -> dict[str, tuple[int | None, frozenset[str]]]:

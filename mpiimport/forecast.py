@@ -182,12 +182,15 @@ class Forecast:
             ([folder for folder in folders if folder not in without_finder], [last_part(name) for name in names])
             for folders, names in grouped.items()
         ]
-        found = dict(zip(asked, self.modules.find(groups)))
+        answered_here, all_code = self.modules.find(groups)
+        found = dict(zip(asked, answered_here))
+        view = memoryview(all_code)
         answered: list[tuple[Answer | None, CodeType | None]] = []
         for folders, fullname in questions:
             fields = found.get((folders, fullname))
             if fields is not None:
-                kind, origin, locations, code, state = fields
+                kind, origin, locations, place, state = fields
+                code = None if place is None else view[place[0] : place[1]]
                 self.states[folders, fullname] = state
                 answered.append((Answer(list(folders), kind, origin, locations, code), None))
             elif self.is_late():

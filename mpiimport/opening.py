@@ -87,12 +87,12 @@ class Opening:
 
     def pack(self, *, with_code: bool = True) -> "list[bytes]":
         """Return the message in parts; without the code of modules if every rank is to read that itself."""
-        body: list[bytes] = []
+        body: list[bytes | memoryview] = []
         end = 0
 
         def append(data: "bytes | memoryview") -> int:
             nonlocal end
-            body.append(bytes(data))
+            body.append(data)
             end += len(data)
             return end - len(data)
 
@@ -118,7 +118,7 @@ class Opening:
             "takes_notes": self.profile is not None,
             "extra": self.extra,
         }
-        return [*packed(index), *body]
+        return [*packed(index), b"".join(body)]
 
 
 def packed(index: "dict[str, Any]") -> "list[bytes]":

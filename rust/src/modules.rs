@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
+use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -65,8 +66,8 @@ pub struct Module {
 
 /// A module's code, and the file that it was compiled from.
 pub struct Source {
-    /// The marshalled code.
-    pub code: Vec<u8>,
+    /// Where the marshalled code is among what was read.
+    pub code: Range<usize>,
     /// When the source was modified.
     pub modified_ns: i64,
     /// The size of the source.
@@ -124,9 +125,13 @@ impl Searcher {
         }
     }
 
-    /// Answers many questions, in their order.
-    pub fn find_all(&self, questions: &[Question]) -> Vec<Found> {
-        in_parallel(questions, threads_for(questions.len()), |question| self.find(question))
+    /// Answers many questions, in their order; with all code that was read for them.
+    pub fn find_all(&self, questions: &[Question]) -> (Vec<Found>, Vec<u8>) {
+        // One buffer, and large from the beginning: what threads have of their own, malloc keeps, 5 MB for scipy.
+        let code = Mutex::new(Vec::with_capacity(questions.len() * READ_BYTES / 2));
+        let find = |question: &Question| self.find(question, &code);
+        let found = in_parallel(questions, threads_for(questions.len()), find);
+        (found, code.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Lists folders that no question has led to yet.
@@ -157,7 +162,7 @@ impl Searcher {
         folder
     }
 
-    fn find(&self, question: &Question) -> Found {
+    fn find(&self, question: &Question, code: &Mutex<Vec<u8>>) -> Found {
         let mut portions = Vec::new();
         for folder in question.folders.iter() {
             if !folder.as_bytes().starts_with(b"/") || folder.as_bytes().ends_with(b"/") {
@@ -176,12 +181,12 @@ impl Searcher {
                 let Some(Folder::Listed(inner)) = shared.get() else {
                     return Found::Unknown;
                 };
-                if let Some(found) = self.file(inner, package.as_os_str(), OsStr::new("__init__"), true) {
+                if let Some(found) = self.file(inner, package.as_os_str(), OsStr::new("__init__"), true, code) {
                     return found;
                 }
                 is_portion = true;
             }
-            if let Some(found) = self.file(listing, folder, &question.name, false) {
+            if let Some(found) = self.file(listing, folder, &question.name, false, code) {
                 return found;
             }
             if is_portion {
@@ -196,7 +201,14 @@ impl Searcher {
     }
 
     /// The file in this folder that is the module, or the package's `__init__`.
-    fn file(&self, listing: &Listing, folder: &OsStr, stem: &OsStr, is_package: bool) -> Option<Found> {
+    fn file(
+        &self,
+        listing: &Listing,
+        folder: &OsStr,
+        stem: &OsStr,
+        is_package: bool,
+        code: &Mutex<Vec<u8>>,
+    ) -> Option<Found> {
         let with = |suffix: &str| {
             let mut name = stem.to_owned();
             name.push(suffix);
@@ -218,7 +230,7 @@ impl Searcher {
         let name = with(".py");
         if listing.is(FileType::RegularFile, folder, &name) {
             let origin = joined(folder, &name).into_os_string();
-            let Some(source) = self.read(&origin, folder, stem) else {
+            let Some(source) = self.read(&origin, folder, stem, code) else {
                 return Some(Found::Unknown);
             };
             let source = Some(source);
@@ -232,7 +244,7 @@ impl Searcher {
     }
 
     /// The valid bytecode of a source file: `SourceLoader.get_code` by modification time.
-    fn read(&self, origin: &OsStr, folder: &OsStr, stem: &OsStr) -> Option<Source> {
+    fn read(&self, origin: &OsStr, folder: &OsStr, stem: &OsStr, code: &Mutex<Vec<u8>>) -> Option<Source> {
         let status = stat(Path::new(origin)).ok()?;
         let mut bytecode = match &self.rules.pycache_prefix {
             Some(prefix) => {
@@ -245,11 +257,20 @@ impl Searcher {
         let mut name = stem.to_owned();
         name.push(&self.rules.bytecode_suffix);
         bytecode.push(name);
-        // `take` hides that it is a file: it would be asked for its size and position, on the shared filesystem.
-        let mut data = Vec::with_capacity(READ_BYTES);
-        let file = std::fs::File::open(&bytecode).ok()?;
-        file.take(u64::MAX).read_to_end(&mut data).ok()?;
-        let (header, code) = data.split_at_checked(HEADER_BYTES)?;
+        let mut file = std::fs::File::open(&bytecode).ok()?;
+        let mut first = [0; READ_BYTES];
+        let mut read = file.read(&mut first).ok()?;
+        let mut rest = Vec::new();
+        while read < READ_BYTES {
+            match file.read(&mut first[read..]).ok()? {
+                0 => break,
+                more => read += more,
+            }
+        }
+        if read == READ_BYTES {
+            file.read_to_end(&mut rest).ok()?;
+        }
+        let (header, start) = first[..read].split_at_checked(HEADER_BYTES)?;
         let expected = [
             &self.rules.magic[..],
             &[0; 4],
@@ -260,8 +281,12 @@ impl Searcher {
         if header != expected {
             return None;
         }
+        let mut code = code.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = code.len();
+        code.extend_from_slice(start);
+        code.extend_from_slice(&rest);
         Some(Source {
-            code: code.to_vec(),
+            code: at..code.len(),
             modified_ns: nanoseconds(&status),
             size_bytes: status.st_size,
         })

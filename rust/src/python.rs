@@ -321,9 +321,14 @@ impl Modules {
         }))
     }
 
-    /// Answers questions: for each (folders, names), for each of the names, what was found, or None for `importlib`.
-    fn find<'py>(&self, py: Python<'py>, questions: Vec<(Vec<OsString>, Vec<OsString>)>) -> Vec<Option<Fields<'py>>> {
-        let found = py.detach(|| {
+    /// Answers questions: for each (folders, names), for each of the names, what was found, or None for `importlib`;
+    /// and all marshalled code.
+    fn find<'py>(
+        &self,
+        py: Python<'py>,
+        questions: Vec<(Vec<OsString>, Vec<OsString>)>,
+    ) -> (Vec<Option<Fields>>, Bound<'py, PyBytes>) {
+        let (found, code) = py.detach(|| {
             let each = questions.into_iter().flat_map(|(folders, names)| {
                 let folders = Arc::new(folders);
                 names.into_iter().map(move |name| Question {
@@ -333,7 +338,7 @@ impl Modules {
             });
             self.0.find_all(&each.collect::<Vec<_>>())
         });
-        found.into_iter().map(|one| as_fields(py, one)).collect()
+        (found.into_iter().map(as_fields).collect(), PyBytes::new(py, &code))
     }
 
     /// What is known of each folder that was looked at: (time of modification in ns, first parts of its names), with
@@ -364,16 +369,16 @@ fn first_part(name: &[u8]) -> &[u8] {
     name.split(|&byte| byte == b'.').next().unwrap_or(name)
 }
 
-/// What was found: its kind, origin, locations, marshalled code, and the source's (time of modification in ns, size).
-type Fields<'py> = (
+/// What was found: its kind, origin, locations, where its code begins and ends, and the source's (time of modification in ns, size).
+type Fields = (
     &'static str,
     Option<OsString>,
     Option<Vec<OsString>>,
-    Option<Bound<'py, PyBytes>>,
+    Option<(usize, usize)>,
     Option<(i64, i64)>,
 );
 
-fn as_fields(py: Python<'_>, found: Found) -> Option<Fields<'_>> {
+fn as_fields(found: Found) -> Option<Fields> {
     Some(match found {
         Found::Unknown => return None,
         Found::Missing => ("missing", None, None, None, None),
@@ -384,7 +389,7 @@ fn as_fields(py: Python<'_>, found: Found) -> Option<Fields<'_>> {
                 None => ("extension", Some(module.origin), locations, None, None),
                 Some(source) => {
                     let state = (source.modified_ns, source.size_bytes);
-                    let code = PyBytes::new(py, &source.code);
+                    let code = (source.code.start, source.code.end);
                     ("source", Some(module.origin), locations, Some(code), Some(state))
                 }
             }
