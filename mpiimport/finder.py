@@ -18,7 +18,7 @@ from mpiimport.native import DeliveredExtensionLoader, redirect_ctypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import ModuleType
     from typing import Any
 
@@ -35,6 +35,7 @@ class Finder:
     """
 
     def __init__(self, session: "Session") -> None:
+        self.__module__ = PathFinder.__module__  # by which `importlib_metadata` knows whose distributions it finds now
         self.session = session
         self.openings: list[Received] = []
         self.path_hooks: list[Any] | None = None
@@ -173,6 +174,12 @@ class Finder:
         self.confirms_missing = True
         PathFinder.invalidate_caches()
 
-    def find_distributions(self, *arguments: "Any", **keywords: "Any") -> "Iterable[Any]":
+    @property
+    def find_distributions(self) -> "Callable[..., Iterable[Any]]":
         """Find the metadata of installed distributions, for `importlib.metadata`."""
-        return PathFinder.find_distributions(*arguments, **keywords)
+        return PathFinder.find_distributions
+
+    @find_distributions.deleter
+    def find_distributions(self) -> None:
+        """Leave that to another finder: `importlib_metadata` brings one along, and asks `PathFinder` to stop."""
+        del PathFinder.find_distributions
