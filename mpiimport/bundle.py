@@ -240,6 +240,8 @@ def rests_on(opening: "Opening") -> "Iterable[str]":
     for folder in opening.listings:
         if folder not in opening.changing:
             yield folder
+    yield from opening.files
+    yield from opening.folders
     if type(opening.extra) is dict:  # what `site` looked at
         for _, path in opening.extra:
             yield path

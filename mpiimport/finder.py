@@ -80,6 +80,8 @@ class Finder:
             return handoff.prepare(self, spec, path)
         if fullname == "_ctypes" and spec is not None and self.session.native.folder is not None:
             redirect_ctypes(spec, self.session.native)
+        if spec is not None:
+            self.session.files.prepare(spec)
         return spec
 
     def ask(self, fullname: str, path: "Sequence[str] | None", policy: str) -> "tuple[Answer, str]":

@@ -13,6 +13,7 @@ from _frozen_importlib import ModuleSpec
 from _frozen_importlib_external import ExtensionFileLoader
 
 from mpiimport import _core
+from mpiimport.loader import after_execution
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -187,12 +188,8 @@ def siblings(libraries: "set[str]", copied: "Iterable[str]") -> "list[str]":
 
 def redirect_ctypes(spec: ModuleSpec, native: Native) -> None:
     """Have `ctypes` open the copy that extension modules use of a library: it must not be loaded twice."""
-    loader: Any = spec.loader
-    execute = loader.exec_module
 
-    def exec_module(module: "Any") -> None:
-        del loader.exec_module  # a loader can be pickled and compared
-        execute(module)
+    def change(module: "Any") -> None:
         dlopen = module.dlopen
 
         def dlopen_copy(name: "Any", *flags: "Any") -> "Any":
@@ -208,7 +205,7 @@ def redirect_ctypes(spec: ModuleSpec, native: Native) -> None:
 
         module.dlopen = dlopen_copy
 
-    loader.exec_module = exec_module
+    after_execution(spec, change)
 
 
 class DeliveredExtensionLoader(ExtensionFileLoader):

@@ -32,8 +32,8 @@ class Opening:
     A question is the folders searched and a full name. `listings` maps a folder to the first parts of its file names,
     up to a dot: a module whose name is not among them is not there. `changing` maps folders outside the environment to
     their modification times in ns. `files` and `folders` are data files and the names in folders that programs ask
-    for themselves, None for what is not there. `native` is what `Native.plan` chose; `profile` is where the root keeps
-    what is asked from now on; `extra` is what travels with the opening for the one who asked for it.
+    for themselves, or the number of the error that they give. `native` is what `Native.plan` chose; `profile` is where
+    the root keeps what is asked from now on; `extra` is what travels with the opening for the one who asked for it.
     """
 
     def __init__(self, stable: "tuple[str, ...]", *, shares_misses: bool = True) -> None:
@@ -42,8 +42,8 @@ class Opening:
         self.answers: dict[Question, Answer] = {}
         self.listings: dict[str, frozenset[str] | None] = {}
         self.changing: dict[str, int | None] = {}
-        self.files: dict[str, bytes | None] = {}
-        self.folders: dict[str, list[str] | None] = {}
+        self.files: dict[str, bytes | int] = {}
+        self.folders: dict[str, list[str] | int] = {}
         self.native: Any = ([], [], {}, {}, 0)
         self.profile: Profile | None = None
         self.extra: Any = None
@@ -105,8 +105,13 @@ class Opening:
         listings = {
             folder: append(marshal.dumps(stems)) for folder, stems in self.listings.items() if stems is not None
         }
-        files = {path: data and (append(data), len(data)) for path, data in self.files.items()}
-        folders = {folder: names and append(marshal.dumps(names)) for folder, names in self.folders.items()}
+        files = {
+            path: data if isinstance(data, int) else (append(data), len(data)) for path, data in self.files.items()
+        }
+        folders = {
+            folder: names if isinstance(names, int) else (append(marshal.dumps(names)),)
+            for folder, names in self.folders.items()
+        }
         index = {
             "records": records,
             "listings": listings,
@@ -139,8 +144,8 @@ class Received:
         self.records: dict[tuple[str, ...], dict[str, int]] = index["records"]
         self.listings: dict[str, int] = index["listings"]
         self.changing: dict[str, int | None] = index["changing"]
-        self.files: dict[str, tuple[int, int] | bytes | None] = index["files"]
-        self.folders: dict[str, int | list[str] | None] = index["folders"]
+        self.files: dict[str, tuple[int, int] | int] = index["files"]
+        self.folders: dict[str, tuple[int] | int] = index["folders"]
         self.native: Any = index["native"]
         self.shares_misses: bool = index["shares_misses"]
         self.takes_notes: bool = index["takes_notes"]
@@ -189,6 +194,19 @@ class Received:
             if not answers.holds(missing, fullname):
                 return None
         return missing
+
+    def file(self, path: str) -> "bytes | int":
+        """Return what is in a file of this opening, or the number of the error that opening it gives."""
+        place = self.files[path]
+        return place if isinstance(place, int) else bytes(self.body[place[0] : place[0] + place[1]])
+
+    def folder(self, path: str) -> "list[str] | int":
+        """Return the names in a folder of this opening, or the number of the error that listing it gives."""
+        place = self.folders[path]
+        if isinstance(place, int):
+            return place
+        names: list[str] = marshal.loads(self.body[place[0] :])
+        return names
 
 
 def is_file(path: str) -> bool:

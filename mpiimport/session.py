@@ -5,7 +5,9 @@ from _thread import _local
 from time import perf_counter
 
 from mpiimport import _core, opening
+from mpiimport.files import Files, foresee
 from mpiimport.finder import Finder
+from mpiimport.loader import DeliveredLoader
 from mpiimport.misses import Misses
 from mpiimport.native import Native, are_on_shared_filesystems
 from site_mpi import boot
@@ -40,6 +42,7 @@ class Session:
         self.made: list[Any] = []
         self.seconds: dict[str, float] = dict(place["seconds"]) if place is not None else {}
         self.verbose = settings.verbose > 1 or (settings.verbose > 0 and self.is_root())
+        self.files = DeliveredLoader.files = Files(self)
         self.native = Native(
             "always" if settings.write_bundle is not None else settings.store, int(settings.store_limit_mb * 1e6)
         )
@@ -132,6 +135,10 @@ class Session:
         included = [name for name in self.settings.include.split(",") if name]
         if profile is not None and profile.earlier:
             modules = profile.modules()
+            if self.settings.policy == "opening":
+                for question in ("file", "folder"):
+                    for (path,) in profile.asked(question):
+                        foresee(made, question, path)
 
             def follow(forecast: "Forecast") -> None:
                 forecast.follow_questions(modules)

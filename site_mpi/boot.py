@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PACKAGE = (
     "mpiimport",
     "mpiimport.answers",
+    "mpiimport.files",
     "mpiimport.finder",
     "mpiimport.handoff",
     "mpiimport.loader",

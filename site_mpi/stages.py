@@ -12,6 +12,7 @@ import sys
 
 from mpiimport import _core
 from mpiimport import session as sessions
+from mpiimport.files import stand_in
 from mpiimport.session import Session
 from site_mpi import boot, program
 
@@ -278,14 +279,6 @@ def run_site(site: "ModuleType", record: "Record", *, recording: bool) -> None:
                 del site.__dict__[name]
             else:
                 site.__dict__[name] = value
-
-
-def stand_in(module: "ModuleType", replaced: "dict[str, Any]") -> "ModuleType":
-    """Return a module like this one, in which some names mean something else."""
-    copy = type(sys)(module.__name__)
-    copy.__dict__.update(module.__dict__)
-    copy.__dict__.update(replaced)
-    return copy
 
 
 def read_code(path: str) -> bytes:
