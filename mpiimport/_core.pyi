@@ -105,11 +105,11 @@ def release_memory() -> None:
 def note(question: bytes) -> None:
     """Take note of a question, a line of fields separated by tabs, if this process takes notes."""
 
-def take_notes(path: str | None, header: bytes, earlier: dict[bytes, int]) -> None:
+def take_notes(path: str | None, header: bytes, earlier: bytes) -> None:
     """From now on, take note of questions; the root keeps those of all ranks in the file `path` when MPI ends.
 
-    `header` stands before the questions in the file; `earlier` are the questions of earlier runs, with the number of
-    runs since each was asked. Collective; ranks other than the root pass None.
+    `header` stands before the questions in the file; `earlier` are the lines of earlier runs. Collective; ranks other
+    than the root pass None.
     """
 
 @final

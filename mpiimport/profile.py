@@ -34,7 +34,7 @@ class Profile:
         }
         lines = [FORMAT, *(("%s %s" % (name, ascii(value)[1:-1])).encode() for name, value in fields.items())]
         self.header = b"".join(line + b"\n" for line in lines)
-        self.earlier: dict[bytes, int] = {}
+        self.earlier = b""
         self.path: str | None = chosen
         if chosen == "auto":
             folder = cache_folder()
@@ -57,26 +57,27 @@ class Profile:
         header, end, body = text.partition(b"\n\n")
         if header + b"\n" != self.header or not end:
             return "the profile `%s` is not used: it is of another program, Python, or version of mpiimport" % self.path
-        earlier = {}
-        for line in body.split(b"\n")[:-1]:
-            runs, _, question = line.partition(b"\t")
-            if not (runs.isdigit() and question):
-                return "the profile `%s` is not used: it is damaged" % self.path
-            earlier[question] = int(runs)
-        if not body.endswith(b"\n"):
+        lines = body.split(b"\n")
+        if lines.pop() or not all(line[: line.find(b"\t")].isdigit() for line in lines):
             return "the profile `%s` is not used: it is damaged" % self.path
-        self.earlier = earlier
+        self.earlier = body
         return None
 
-    def asked(self, kind: str) -> "list[list[str]]":
-        """Return the fields of the questions of this kind."""
-        wanted = kind.encode() + b"\t"
-        found = [line for line in self.earlier if line.startswith(wanted)]
-        return [line.decode("utf-8", "surrogateescape").split("\t")[1:] for line in found]
+    def asked(self, kind: str) -> "list[tuple[str, tuple[str, ...]]]":
+        """Return the questions of this kind: their first field, and the others."""
+        found = []
+        known: dict[str, tuple[str, ...]] = {}  # most folders are asked for many names
+        for line in self.earlier.decode("utf-8", "surrogateescape").split("\n"):
+            _, _, question = line.partition("\t")
+            this, _, fields = question.partition("\t")
+            if this == kind:
+                first, _, rest = fields.partition("\t")
+                found.append((first, known.setdefault(rest, tuple(rest.split("\t")))))
+        return found
 
     def modules(self) -> "list[Question]":
         """Return the questions for modules."""
-        return [(tuple(folders), fullname) for fullname, *folders in self.asked("module")]
+        return [(folders, fullname) for fullname, folders in self.asked("module")]
 
 
 def cache_folder() -> "str | None":

@@ -137,7 +137,7 @@ class Session:
             modules = profile.modules()
             if self.settings.policy == "opening":
                 for question in ("file", "folder"):
-                    for (path,) in profile.asked(question):
+                    for path, _ in profile.asked(question):
                         foresee(made, question, path)
 
             def follow(forecast: "Forecast") -> None:
@@ -201,7 +201,7 @@ class Session:
             if profile is not None:
                 _core.take_notes(profile.path, profile.header, profile.earlier)
             else:
-                _core.take_notes(None, b"", {})
+                _core.take_notes(None, b"", b"")
             self.takes_notes = True
         if self.settings.policy == "opening":
             self.native.deliver(received.native, bundle=self.bundle)

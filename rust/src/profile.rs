@@ -66,8 +66,8 @@ pub struct Profile {
     pub path: PathBuf,
     /// What stands before the questions.
     pub header: Vec<u8>,
-    /// The questions of earlier runs, and the number of runs since each was asked.
-    pub earlier: BTreeMap<Vec<u8>, u32>,
+    /// The lines of the questions of earlier runs, each after the number of runs since it was asked and a tab.
+    pub earlier: Vec<u8>,
 }
 
 impl Profile {
@@ -77,8 +77,14 @@ impl Profile {
     /// # Errors
     /// The file or its folder cannot be written.
     pub fn keep(&self, asked: &Questions) -> Result<()> {
-        let after = self.after(asked);
-        if after == self.earlier {
+        let mut lines = Vec::new();
+        for (question, runs) in &self.after(asked) {
+            lines.extend_from_slice(runs.to_string().as_bytes());
+            lines.push(b'\t');
+            lines.extend_from_slice(question);
+            lines.push(b'\n');
+        }
+        if lines == self.earlier {
             // It is in use, so that nobody removes it; if that cannot be said, it is removed in time and made again.
             let _ = fs::File::options()
                 .append(true)
@@ -88,12 +94,7 @@ impl Profile {
         }
         let mut text = self.header.clone();
         text.push(b'\n');
-        for (question, runs) in &after {
-            text.extend_from_slice(runs.to_string().as_bytes());
-            text.push(b'\t');
-            text.extend_from_slice(question);
-            text.push(b'\n');
-        }
+        text.extend_from_slice(&lines);
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         write(folder, &self.path, &text)
             .map_err(|cause| Error::new(format!("cannot write the profile `{}`: {cause}", self.path.display())))?;
@@ -104,8 +105,12 @@ impl Profile {
     }
 
     fn after(&self, asked: &Questions) -> BTreeMap<Vec<u8>, u32> {
-        let older = self.earlier.iter().map(|(question, runs)| (question.clone(), runs + 1));
-        let mut after: BTreeMap<_, _> = older.filter(|&(_, runs)| runs < RUNS).collect();
+        let older = split(&self.earlier).filter_map(|line| {
+            let tab = line.iter().position(|&byte| byte == b'\t')?;
+            let runs: u32 = std::str::from_utf8(&line[..tab]).ok()?.parse().ok()?;
+            (runs + 1 < RUNS).then(|| (line[tab + 1..].to_vec(), runs + 1))
+        });
+        let mut after: BTreeMap<_, _> = older.collect();
         after.extend(asked.iter().map(|question| (question.clone(), 0)));
         after
     }
@@ -137,6 +142,7 @@ fn remove_unused(folder: &Path) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -146,17 +152,26 @@ mod tests {
 
     #[test]
     fn a_question_is_forgotten_after_some_runs_without_it() {
-        let mut profile = Profile {
-            path: PathBuf::new(),
-            header: Vec::new(),
-            earlier: BTreeMap::new(),
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("profiles/one.profile");
+        let run = |asked: &[&str]| {
+            let text = fs::read(&path).unwrap_or_default();
+            let earlier = text.strip_prefix(b"head\n\n").unwrap_or_default().to_vec();
+            let header = b"head\n".to_vec();
+            let profile = Profile {
+                path: path.clone(),
+                header,
+                earlier,
+            };
+            profile.keep(&questions(asked)).unwrap();
+            fs::read_to_string(&path).unwrap()
         };
-        profile.earlier = profile.after(&questions(&["always", "once"]));
-        for _ in 0..RUNS {
-            assert!(profile.earlier.contains_key(&b"once"[..]));
-            profile.earlier = profile.after(&questions(&["always"]));
+        run(&["always", "once"]);
+        for runs in 1..RUNS {
+            assert_eq!(run(&["always"]), format!("head\n\n0\talways\n{runs}\tonce\n"));
         }
-        assert_eq!(profile.earlier, BTreeMap::from([(b"always".to_vec(), 0)]));
+        assert_eq!(run(&["always"]), "head\n\n0\talways\n");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 
     #[test]

@@ -14,7 +14,6 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyFrozenSet, PyTuple};
-use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString, c_int};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -398,9 +397,10 @@ fn as_fields(found: Found) -> Option<Fields> {
 }
 
 /// From now on, each rank takes note of what it asks. The root says where that is kept: the file, what stands before the
-/// questions, and the questions of earlier runs with the number of runs since each was asked. Collective.
+/// questions, and the lines of earlier runs. Collective.
 #[pyfunction]
-fn take_notes(path: Option<PathBuf>, header: Vec<u8>, earlier: BTreeMap<Vec<u8>, u32>) -> PyResult<()> {
+fn take_notes(path: Option<PathBuf>, header: &[u8], earlier: &[u8]) -> PyResult<()> {
+    let (header, earlier) = (header.to_vec(), earlier.to_vec());
     joined()?.take_notes(path.map(|path| Profile { path, header, earlier }));
     Ok(())
 }
