@@ -77,7 +77,7 @@ class Prepared:
         self.argv = [str(word).format(bundle=bundle) for word in words]
         self._filled = self._new_cache() if variant.profile == "filled" else None
         if "--bundle" in variant.needs:
-            self._check(mpis.run([PYTHON_MPI, "--write-bundle", bundle, program], env=self.env(), timeout_s=300))
+            self._check(mpis.run([MPIIMPORT, "bundle", "-o", bundle, program], env=self.env(), timeout_s=300))
         if self._filled is not None:
             self._check(run(self.argv, self.env()))
 

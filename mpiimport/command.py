@@ -1,0 +1,232 @@
+"""The command `mpiimport`: what a user does with profiles and bundles. It is no part of a job and speaks no MPI."""
+
+import argparse
+import datetime
+import os
+import shutil
+import sys
+import sysconfig
+from collections import Counter
+from pathlib import Path
+
+from mpiimport import bundle, profile
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import NoReturn
+
+
+def main(arguments: "list[str] | None" = None) -> int:
+    """Do what the command line asks for. Return the exit status."""
+    chosen = parser().parse_args(arguments)
+    try:
+        status: int = chosen.run(chosen)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again at its end
+        return 1
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(prog="mpiimport", description="Profiles and bundles of programs under python-mpi.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    profiles = commands.add_parser("profile", help="what earlier runs of programs imported")
+    actions = profiles.add_subparsers(required=True, metavar="ACTION")
+    action = actions.add_parser("list", help="the profiles below the cache folder")
+    action.set_defaults(run=list_profiles)
+    action = actions.add_parser("show", help="what is in a profile")
+    action.add_argument("file", help="the profile, or the program that it is of")
+    action.add_argument("-v", "--verbose", action="store_true", help="each module by name")
+    action.set_defaults(run=show_profile)
+    action = actions.add_parser("clear", help="remove profiles")
+    action.add_argument("files", nargs="*", help="the profiles, or the programs that they are of; without any: all")
+    action.set_defaults(run=clear_profiles)
+
+    bundles = commands.add_parser(
+        "bundle",
+        help="one file that holds what a program imports",
+        usage="mpiimport bundle -o FILE [--include NAMES] [-c code | -m module | script] [argument] ...\n"
+        "       mpiimport bundle show [-v] FILE",
+    )
+    bundles.add_argument("-o", "--output", metavar="FILE", help="the bundle to be made")
+    bundles.add_argument("--include", metavar="NAMES", default="", help="further modules, separated by commas")
+    bundles.add_argument("-v", "--verbose", action="store_true", help="each module by name")
+    bundles.add_argument("program", nargs=argparse.REMAINDER, help="what is to be run later, or `show` and a bundle")
+    bundles.set_defaults(run=make_or_show_bundle)
+    return top
+
+
+def fail(message: str) -> int:
+    """Say what is wrong. Return the exit status."""
+    sys.stderr.write("mpiimport: %s\n" % message)
+    return 1
+
+
+def profile_folder() -> "Path | None":
+    """Return where profiles are kept."""
+    folder = profile.cache_folder()
+    return None if folder is None else Path(folder, "profiles")
+
+
+def profile_files() -> "list[Path]":
+    """List the profiles below the cache folder, the last used first."""
+    folder = profile_folder()
+    found = [] if folder is None else folder.glob("*.profile")
+    return sorted(found, key=lambda file: file.stat().st_mtime, reverse=True)
+
+
+def read_profile(file: Path) -> "tuple[dict[str, str], list[tuple[int, str, list[str]]]]":
+    """Return what a profile says of itself, and its questions: (runs since, kind, fields). Raises ValueError."""
+    try:
+        text = profile.read_own(str(file)).decode("utf-8", "surrogateescape")
+    except OSError as cause:
+        raise ValueError("cannot read `%s`: %s" % (file, cause.strerror)) from None
+    except profile.DistrustedError as cause:
+        raise ValueError("`%s` is not used: %s" % (file, cause)) from None
+    header, _, body = text.partition("\n\n")
+    first, *lines = header.split("\n")
+    if first != profile.FORMAT.decode():
+        raise ValueError("`%s` is no profile of this version of mpiimport" % file)
+    questions = []
+    for line in body.split("\n")[:-1]:
+        runs, kind, *fields = line.split("\t")
+        questions.append((int(runs), kind, fields))
+    return {name: value for name, _, value in (line.partition(" ") for line in lines)}, questions
+
+
+def files_of(names: "Iterable[str]") -> "list[Path]":
+    """Return the profiles that are meant by their files or their programs. Raises ValueError."""
+    found = []
+    for name in names:
+        if Path(name).suffix == ".profile":
+            found.append(Path(name))
+            continue
+        meant = {"script %s" % Path(name).absolute(), "module %s" % name}
+        of_program = [file for file in profile_files() if read_profile(file)[0].get("program") in meant]
+        if not of_program:
+            raise ValueError("there is no profile of `%s`; `mpiimport profile list` lists all" % name)
+        found += of_program
+    return found
+
+
+def list_profiles(_: argparse.Namespace) -> int:
+    """Print a line for each profile."""
+    status = 0
+    for file in profile_files():
+        try:
+            about, questions = read_profile(file)
+        except ValueError as cause:
+            status = fail(str(cause))
+            continue
+        used = datetime.datetime.fromtimestamp(file.stat().st_mtime).astimezone()
+        python = about.get("python", "").partition(" ")[0]
+        print(
+            "%s  %s  %5d questions  %6.1f kB  %s\n    %s"
+            % (
+                used.strftime("%Y-%m-%d %H:%M"),
+                python,
+                len(questions),
+                file.stat().st_size / 1e3,
+                about["program"],
+                file,
+            )
+        )
+    return status
+
+
+def show_profile(chosen: argparse.Namespace) -> int:
+    """Print what is in a profile."""
+    try:
+        files = files_of([chosen.file])
+        read = [(file, *read_profile(file)) for file in files]
+    except ValueError as cause:
+        return fail(str(cause))
+    for file, about, questions in read:
+        print(file)
+        for name, value in about.items():
+            print("%-8s %s" % (name, value))
+        show_names([fields[0] for _, kind, fields in questions if kind == "module"], verbose=chosen.verbose)
+        for what in ("file", "folder"):
+            count = sum(kind == what for _, kind, _ in questions)
+            if count:
+                print("%6d  %ss" % (count, what))
+    return 0
+
+
+def show_names(names: "list[str]", *, verbose: bool) -> None:
+    """Print how many modules of each package there are, or each by its name."""
+    if verbose:
+        for name in sorted(names):
+            print("  " + name)
+        return
+    for package, count in Counter(name.partition(".")[0] for name in names).most_common():
+        print("%6d  %s" % (count, package))
+
+
+def clear_profiles(chosen: argparse.Namespace) -> int:
+    """Remove profiles."""
+    try:
+        files = files_of(chosen.files) if chosen.files else profile_files()
+    except ValueError as cause:
+        return fail(str(cause))
+    for file in files:
+        try:
+            file.unlink()
+        except OSError as cause:
+            return fail("cannot remove `%s`: %s" % (file, cause.strerror))
+    print("removed %d" % len(files))
+    return 0
+
+
+def make_or_show_bundle(chosen: argparse.Namespace) -> int:
+    """Have `python-mpi` make a bundle, or say what is in one."""
+    if chosen.output is not None:
+        launcher = python_mpi()
+        if launcher is None:
+            return fail("there is no python-mpi beside this Python. Install mpiimport again")
+        make_bundle(launcher, chosen)
+    words = [word for word in chosen.program if word != "-v"]
+    if len(words) != 2 or words[0] != "show":
+        return fail("say which bundle to make with -o FILE, or which to show with `show FILE`")
+    try:
+        found = bundle.Bundle(words[1])
+    except OSError as cause:
+        return fail("cannot read the bundle `%s`: %s" % (words[1], cause.strerror))
+    except bundle.UnusableError as cause:
+        return fail("the bundle `%s` %s." % (words[1], cause))
+    show_bundle(found, verbose=chosen.verbose or "-v" in chosen.program)
+    return 0
+
+
+def make_bundle(launcher: Path, chosen: argparse.Namespace) -> "NoReturn":
+    """Become `python-mpi`, which makes the bundle."""
+    options = ["--write-bundle", chosen.output, "--include", chosen.include]
+    sys.stdout.flush()
+    os.execv(launcher, [str(launcher), *options, *chosen.program])
+
+
+def show_bundle(found: bundle.Bundle, *, verbose: bool) -> None:
+    """Print what is in a bundle."""
+    created = datetime.datetime.fromtimestamp(found.table["created"]).astimezone()
+    print("%-22s %s" % ("program", found.table["program"]))
+    print("%-22s %s" % ("made", created.strftime("%Y-%m-%d %H:%M")))
+    for what, value in found.table["identity"].items():
+        print("%-22s %s" % (what, value))
+    names = [
+        name for one in (found.site, found.program) for offsets in one.index["records"].values() for name in offsets
+    ]
+    native_bytes = sum(size for _, size, _ in found.native.values())
+    print("%-22s %.1f MB" % ("size", found.size_bytes / 1e6))
+    print("%-22s %d, %.1f MB" % ("native files", len(found.native), native_bytes / 1e6))
+    show_names(names, verbose=verbose)
+
+
+def python_mpi() -> "Path | None":
+    """Find the launcher that was installed with this package."""
+    folders = [os.path.dirname(os.path.abspath(sys.argv[0])), sysconfig.get_path("scripts")]
+    found = shutil.which("python-mpi", path=os.pathsep.join(folders)) or shutil.which("python-mpi")
+    return Path(found) if found else None
