@@ -185,11 +185,7 @@ def witnesses(
 
     What is known already of the folders and of the origin need not be looked at.
     """
-    home = None
-    if origin is not None:
-        home = origin.rpartition("/")[0]
-        if locations is not None:
-            home = home.rpartition("/")[0]
+    home = home_of(origin, locations)
     look = folder_modified or modified
     found: list[Witness] = []
     for folder in folders:
@@ -229,16 +225,15 @@ def holds(answer: Answer, fullname: str) -> bool:
             # Something was written there. Whether it matters to this name, the folder's own finder knows.
             finder = PathFinder._path_importer_cache(path)  # type: ignore[attr-defined]
             spec = finder.find_spec(fullname) if finder is not None else None
-            if (spec.origin if spec is not None else None) != (
-                answer.origin if is_home(path, answer.origin) else None
-            ) or (spec is not None and spec.loader is None):
+            expected = answer.origin if path == home_of(answer.origin, answer.locations) else None
+            if (spec.origin if spec is not None else None) != expected or (spec is not None and spec.loader is None):
                 return False
     return True
 
 
-def is_home(folder: str, origin: "str | None") -> bool:
-    """Whether a module with this origin was found in this folder, as a file or as a package."""
+def home_of(origin: "str | None", locations: "list[str] | None") -> "str | None":
+    """Return the folder in which a module was found, as a file or, with `locations`, as a package."""
     if origin is None:
-        return False
-    parent = origin.rpartition("/")[0]
-    return folder in (parent, parent.rpartition("/")[0])
+        return None
+    folder = origin.rpartition("/")[0]
+    return folder if locations is None else folder.rpartition("/")[0]

@@ -106,6 +106,8 @@ class Bundle:
         head = read(descriptor, len(MAGIC) + len(FORMAT) + 1 + 12)
         if head[: len(MAGIC)] != MAGIC:
             raise UnusableError("is no bundle of mpiimport")
+        if len(head) < len(MAGIC) + len(FORMAT) + 1 + 12:
+            raise UnusableError("is truncated. Make it again")
         if head[len(MAGIC) : -12] != FORMAT + b"\n":
             raise UnusableError("is of another version of mpiimport. Make it again")
         size, checksum = int.from_bytes(head[-12:-4], "little"), int.from_bytes(head[-4:], "little")

@@ -198,10 +198,8 @@ class Session:
         self.misses.shares = self.misses.shares and received.shares_misses
         if received.takes_notes:
             profile = made.profile if made is not None else None
-            if profile is not None:
-                _core.take_notes(profile.path, profile.header, profile.earlier)
-            else:
-                _core.take_notes(None, b"", b"")
+            path, header, earlier = (profile.path, profile.header, profile.earlier) if profile else (None, b"", b"")
+            _core.take_notes(path, header, earlier, self.verbose)
             self.takes_notes = True
         if self.settings.policy == "opening":
             self.native.deliver(received.native, bundle=self.bundle)

@@ -4,6 +4,7 @@ import textwrap
 
 import mpi as mpis
 import pytest
+from found import write
 
 
 @pytest.fixture(params=mpis.ALL, ids=str)
@@ -29,3 +30,19 @@ def script(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Two folders of modules that count as the environment's."""
+    files = {
+        "second/plain.py": "value = 'plain'",
+        "second/package/__init__.py": "value = 'package'",
+        "second/package/inner.py": "value = 'inner'",
+        "second/package/gone.py": "value = 'gone'",
+        "second/portion/of.py": "value = 'of'",
+        "first/unused.py": "",
+    }
+    for name, text in files.items():
+        write(tmp_path / name, text)
+    return tmp_path

@@ -68,6 +68,8 @@ pub struct Profile {
     pub header: Vec<u8>,
     /// The lines of the questions of earlier runs, each after the number of runs since it was asked and a tab.
     pub earlier: Vec<u8>,
+    /// Whether to say why it cannot be written.
+    pub verbose: bool,
 }
 
 impl Profile {
@@ -162,6 +164,7 @@ mod tests {
                 path: path.clone(),
                 header,
                 earlier,
+                verbose: false,
             };
             profile.keep(&questions(asked)).unwrap();
             fs::read_to_string(&path).unwrap()

@@ -450,7 +450,12 @@ impl World {
             self.gather_into(leaders, self.mpi.size(leaders)?, &mut noted, interrupt)?;
         }
         match self.profile.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(profile) => profile.keep(&noted),
+            Some(profile) => profile.keep(&noted).or_else(|cause| {
+                if profile.verbose {
+                    eprintln!("mpiimport: {cause}.");
+                }
+                Ok(())
+            }),
             None => Ok(()),
         }
     }
@@ -485,14 +490,17 @@ impl World {
             offsets.push(total);
             total += one;
         }
-        // An operation that is not waited for to its end keeps its buffers.
-        let sent = sent.to_vec().leak();
-        let received = vec![0; usize::try_from(total).unwrap_or(0)].leak();
+        // An operation that is not waited for to its end keeps its buffers. An empty one would be at address 1, which is
+        // Open MPI's MPI_IN_PLACE.
+        let mut kept = Vec::with_capacity(sent.len().max(1));
+        kept.extend_from_slice(sent);
+        let sent = kept.leak();
+        let received = vec![0; usize::try_from(total).unwrap_or(0).max(1)].leak();
         let (sizes, offsets) = (sizes.leak(), offsets.leak());
         // SAFETY: the buffers live for ever.
         let request = unsafe { self.mpi.igatherv(sent, received.as_mut_ptr(), (sizes, offsets), comm)? };
         self.wait(interrupt).until_complete(request, what)?;
-        noted.extend(profile::split(received));
+        noted.extend(profile::split(&received[..usize::try_from(total).unwrap_or(0)]));
         Ok(())
     }
 
