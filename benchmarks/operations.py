@@ -8,7 +8,6 @@ MPI_Init and MPI_Finalize.
     python benchmarks/operations.py [--mpi mpich openmpi] [--programs numpy+scipy ...]
 """
 
-import functools
 import os
 import re
 import shutil
@@ -241,7 +240,7 @@ def measure(mpi, source, floors, folder, *, ranks=RANKS, report=None):
             place = folder / ("run-%d" % len(runs))
             place.mkdir()
             started = with_mpi if variant is PLAIN else program
-            way = Prepared(variant, started, place, functools.partial(run_prepared, mpi), options=("-vv", *options))
+            way = Prepared(variant, started, place, options=("-vv", *options), mpi=mpi)
             env = {**way.env(), "SEED_COUNTS": "1", "SEED_TMPDIR": str(place)}
             try:
                 runs[variant, options] = traced(mpi, place / "traces", *way.argv, env=env)
@@ -258,11 +257,6 @@ def measure(mpi, source, floors, folder, *, ranks=RANKS, report=None):
 def last_error(text):
     """Return the last line that names an exception."""
     return [line for line in text.splitlines() if re.match(r"\w*Error: ", line)][-1]
-
-
-def run_prepared(mpi, argv, env):
-    """Run what goes before: on as many ranks as will be traced."""
-    return mpi.run(2, *argv, env=env, timeout_s=120)
 
 
 def show(report, mpi, floors, programs):

@@ -71,7 +71,7 @@ def local(variant, ranks, runs, folder):
             raise RuntimeError(repr(result))
         return result
 
-    way = Prepared(variant, folder / "program.py", tempfile.mkdtemp(dir=folder), run)
+    way = Prepared(variant, folder / "program.py", tempfile.mkdtemp(dir=folder))
     run(way.argv, way.env())
     found = []
     for _ in range(runs):
@@ -88,7 +88,7 @@ def medians(found):
 def on_hosts(variant, hosts, folder):
     """Return one run on simulated hosts."""
     where = slow_filesystem.Benchmark(hosts, "cache", folder)
-    way = Prepared(variant, folder / "program.py", tempfile.mkdtemp(dir=folder), where.run)
+    way = Prepared(variant, folder / "program.py", tempfile.mkdtemp(dir=folder))
     where.run(on_clock(way.argv, folder / "parts"), way.env())
     return list(read(folder / "parts", hosts))
 

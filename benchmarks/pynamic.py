@@ -8,7 +8,6 @@ start on a slow filesystem shared by simulated hosts, one rank each (see `slow_f
     python benchmarks/pynamic.py [--modules 200] [--libraries 50] [--functions 50] [--kilobytes 100] [--hosts 4]
 """
 
-import functools
 import subprocess
 import sys
 import sysconfig
@@ -97,8 +96,7 @@ def count_operations(folder, known):
     for number, variant in enumerate(known):
         place = folder / ("operations-%d" % number)
         (place / "traces").mkdir(parents=True)
-        run = functools.partial(operations.run_prepared, mpis.MPICH)
-        way = Prepared(variant, folder / "program.py", place, run, options=("--store", "always", "--stable", folder))
+        way = Prepared(variant, folder / "program.py", place, options=("--store", "always", "--stable", folder))
         ranks = count.trace(mpis.MPICH, 2, place / "traces", *way.argv, env=way.env(), timeout_s=200)
         found[variant.name] = [
             len([event for event in count.below(events, folders) if type(event) is not count.Said]) for events in ranks

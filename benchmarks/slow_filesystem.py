@@ -11,7 +11,7 @@ for every part of every path, each time. mpi4py is imported first everywhere. Be
 
 All hosts share the cores of one machine, so wall times grow with their number even where nothing is read.
 
-    python benchmarks/slow_filesystem.py [--cache 1x1 2x1 4x1 8x1 16x1 4x2] [--no-cache 1x1 4x1 16x1]
+    python benchmarks/slow_filesystem.py [--cache 1x1 2x1 4x1 8x1 16x1] [--no-cache 1x1 4x1 16x1]
 """
 
 import os
@@ -103,7 +103,7 @@ class Benchmark:
             argv, env = [str(word).format(folder=self.folder) for word in variant.command], {}
         else:
             place = tempfile.mkdtemp(dir=self.folder)
-            way = Prepared(variant, self.folder / "program.py", place, self.run, options=self.options)
+            way = Prepared(variant, self.folder / "program.py", place, options=self.options)
             argv, env = way.argv, way.env()
         with self.cluster() as cluster:
             if variant is TMPFS:
@@ -147,7 +147,7 @@ def summary(cluster, seconds, ranks):
 def main():
     """Measure, print and write."""
     parser = results.arguments(__doc__)
-    parser.add_argument("--cache", nargs="*", default=["1x1", "2x1", "4x1", "8x1", "16x1", "4x2"])
+    parser.add_argument("--cache", nargs="*", default=["1x1", "2x1", "4x1", "8x1", "16x1"])
     parser.add_argument("--no-cache", nargs="*", default=["1x1", "4x1", "16x1"])
     parser.add_argument("--variants", nargs="+", help="only these, by name")
     chosen = parser.parse_args()

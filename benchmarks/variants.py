@@ -31,10 +31,15 @@ PLAIN = Variant("plain", (PYTHON,))
 SEED_2014 = Variant("seed", (PYTHON, "-S", SEED))
 FIRST = Variant("first run", (PYTHON_MPI,))
 SECOND = Variant("second run", (PYTHON_MPI, "--profile", "auto"), ("--profile",), "filled")
-BUNDLE = Variant("bundle", (PYTHON_MPI, "--bundle", "{bundle}", "--validate", "none"), ("--bundle", "--validate"))
+BUNDLE = Variant(
+    "bundle", (PYTHON_MPI, "--bundle", "{bundle}", "--validate", "none"), ("--bundle", "--validate"), "filled"
+)
 
 ALL = (PLAIN, SEED_2014, FIRST, SECOND, BUNDLE)
 OURS = (FIRST, SECOND, BUNDLE)
+
+DEFAULTS = {"MPIIMPORT_PROFILE": "auto", "MPIIMPORT_SCAN": "auto"}
+"""What users have who set nothing; the tests' own environment is another."""
 
 # The seed's algorithm needs all ranks to import in the same order, which follows the hash seed.
 ENVIRONMENT = {SEED_2014: {"PYTHONHASHSEED": "0"}}
@@ -62,13 +67,13 @@ def available(report, variants=ALL):
 class Prepared:
     """A variant that is ready to start a program: what must be there before has been made.
 
-    `run(argv, env)` starts something in the way that will be measured, and returns an `mpi.Result`. `options` are
-    further ones of `python-mpi`, for the variants that have it. What is made lies in `folder`.
+    What goes before is done on two ranks of this host. `options` are further ones of `python-mpi`, for the variants
+    that have it. What is made lies in `folder`.
     """
 
     caches = itertools.count()
 
-    def __init__(self, variant, program, folder, run, *, options=()):
+    def __init__(self, variant, program, folder, *, options=(), mpi=mpis.MPICH):
         self.variant = variant
         self.program = program
         self.folder = Path(folder)
@@ -76,15 +81,16 @@ class Prepared:
         words = [*variant.command, *(options if variant in OURS else ()), program]
         self.argv = [str(word).format(bundle=bundle) for word in words]
         self._filled = self._new_cache() if variant.profile == "filled" else None
-        if "--bundle" in variant.needs:
-            self._check(mpis.run([MPIIMPORT, "bundle", "-o", bundle, program], env=self.env(), timeout_s=300))
         if self._filled is not None:
-            self._check(run(self.argv, self.env()))
+            first = [str(word) for word in (*FIRST.command, *options, program)]
+            self._check(mpi.run(2, *first, env=self.env(), timeout_s=120))
+        if "--bundle" in variant.needs:  # from the profile, as `second run` has it
+            self._check(mpis.run([MPIIMPORT, "bundle", "-o", bundle, program], env=self.env(), timeout_s=300))
 
     def env(self):
         """Return the environment for the next run: the first run of a program finds an empty cache, each time."""
         cache = self._filled or self._new_cache()
-        return {"MPIIMPORT_CACHE_DIR": str(cache), **ENVIRONMENT.get(self.variant, {})}
+        return {**DEFAULTS, "MPIIMPORT_CACHE_DIR": str(cache), **ENVIRONMENT.get(self.variant, {})}
 
     def _new_cache(self):
         cache = self.folder / ("cache-%d" % next(self.caches))

@@ -43,7 +43,7 @@ def measure(ranks, rounds, known, folder):
     for number, variant in enumerate(known):
         place = folder / ("variant-%d" % number)
         place.mkdir()
-        ways.append(Prepared(variant, program, place, lambda argv, env: run(ranks, argv, env)))
+        ways.append(Prepared(variant, program, place))
     for way in ways:
         run(ranks, way.argv, way.env())  # warms the caches
     seconds = {variant.name: [] for variant in known}
