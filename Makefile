@@ -12,7 +12,7 @@ SLOWFS := target/slowfs/release/slowfs
 # The user's settings must not change what is built and tested.
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME PYTHONUNBUFFERED PYTHONOPTIMIZE
 
-.PHONY: demo test test-rust lint bench clean
+.PHONY: demo test test-nightly test-rust lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built .mpi/mpich/.installed
@@ -21,6 +21,10 @@ demo: $(VENV)/.built .mpi/mpich/.installed
 
 test: test-rust $(VENV)/.built $(MPIS:%=.mpi/%/.installed) .mpi/impi-devel/.installed $(SLOWFS)
 	$(IN_VENV)/python -Im pytest --import-mode=importlib
+
+# It installs many packages for several Pythons, which takes some GB below .pythons.
+test-nightly: $(VENV)/.built .mpi/mpich/.installed
+	$(IN_VENV)/python -Im pytest --import-mode=importlib -m nightly
 
 test-rust: .tools
 	cargo test --quiet --no-default-features

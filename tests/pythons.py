@@ -74,14 +74,14 @@ def make_environment(folder):
 
 
 @functools.cache
-def environment_of(version):
-    """Return an environment of another version, with mpi4py and, where it has a wheel, numpy. Skip where there is none.
+def environment_of(version, packages=("mpi4py", "numpy"), suffix=""):
+    """Return an environment of another version, with the packages that have a wheel for it. Skip where there is none.
 
     It stays below `.pythons`; only what is under test is installed anew. Where numpy has no wheel, the file
     `no-numpy` in the environment says so.
     """
     python, enter = find(version)
-    folder = BELOW / version
+    folder = BELOW / (version + suffix)
     made = folder / "made"
     pip = [*enter, folder / "bin" / "python", "-Im", "pip", "install", "--quiet", "--disable-pip-version-check"]
     pip += ["--no-warn-script-location", "--root-user-action=ignore", "--only-binary=:all:"]
@@ -89,10 +89,11 @@ def environment_of(version):
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(exist_ok=True)
         must([*enter, python, "-Im", "venv", folder], cwd=ROOT, timeout_s=INSTALL_LIMIT_S)
-        must([*pip, "mpi4py"], cwd=ROOT, timeout_s=INSTALL_LIMIT_S)
-        numpy = run([*pip, "numpy"], cwd=ROOT, timeout_s=INSTALL_LIMIT_S)
-        if numpy.returncode:
-            (folder / "no-numpy").write_text(last_line(numpy))
+        if run([*pip, *packages], cwd=ROOT, timeout_s=INSTALL_LIMIT_S * len(packages)).returncode:
+            for package in packages:
+                installed = run([*pip, package], cwd=ROOT, timeout_s=INSTALL_LIMIT_S)
+                if installed.returncode:
+                    (folder / ("no-" + package)).write_text(last_line(installed))
         made.touch()
     digest = hashlib.sha256(wheel().read_bytes()).hexdigest()
     if made.read_text() != digest:

@@ -1,5 +1,6 @@
 """What a start leaves behind on each rank, and all that may differ from what plain Python leaves behind."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -67,12 +68,21 @@ def expected(plain, ours, rank):
         name: ours["main"].get(name) if value.endswith(".SourceFileLoader") and is_delivered(ours) else value
         for name, value in plain["main"].items()
     }
-    allowed = {name for name in ours["modules"] if name.partition(".")[0] in ("mpiimport", "site_mpi")} - ROOT_MODULES
-    allowed |= OTHER_MODULES
-    if rank == 0:
-        allowed |= ROOT_MODULES
+    allowed = names_of_ours(ours["modules"], rank)
     made["modules"] = sorted({*plain["modules"], *(allowed & set(ours["modules"]))})
+    if "order" in plain:
+        allowed = names_of_ours(ours["described"], rank)
+        rest = iter([name for name in plain["order"] if name not in allowed])
+        made["order"] = [name if name in allowed else next(rest, None) for name in ours["order"]] + list(rest)
+        for key in ("described", "contents"):
+            made[key] = {**{name: ours[key][name] for name in allowed & ours[key].keys()}, **plain[key]}
     return made
+
+
+def names_of_ours(names, rank):
+    """Return which of these modules mpiimport may import where plain Python does not."""
+    ours = {name for name in names if name.partition(".")[0] in ("mpiimport", "site_mpi")} - ROOT_MODULES
+    return ours | OTHER_MODULES | (ROOT_MODULES if rank == 0 else set())
 
 
 def is_delivered(snapshot):
@@ -86,5 +96,10 @@ def differences(expected, found, where=""):
         for name in sorted({*expected, *found}):
             absent = "(nothing)"
             yield from differences(expected.get(name, absent), found.get(name, absent), "%s[%r]" % (where, name))
+    elif isinstance(expected, list) and isinstance(found, list) and expected != found:
+        for place, (one, other) in enumerate(itertools.zip_longest(expected, found)):
+            if one != other:
+                yield "%s[%d]: expected %r, found %r" % (where, place, one, other)
+                break
     elif expected != found:
         yield "%s: expected %r, found %r" % (where, expected, found)

@@ -186,10 +186,8 @@ def test_packages_are_and_compute_what_they_do_under_plain_python(cluster, tmp_p
     leaves_of_host = collections.Counter()
     for rank in range(RANKS):
         modules, foreseen = json.loads((tmp_path / ("%d.json" % rank)).read_text())
-        ours = {name for name in modules if name.partition(".")[0] in ("mpiimport", "site_mpi")}
-        ours |= snapshots.OTHER_MODULES | (snapshots.ROOT_MODULES if rank == 0 else set())
         assert {name: modules.get(name) for name in plain} == plain
-        assert modules.keys() - plain.keys() <= ours
+        assert modules.keys() - plain.keys() <= snapshots.names_of_ours(modules, rank)
         for library in FORESEEN:
             assert any(library in path for path in foreseen), library
         assert opened[0].issuperset(foreseen)

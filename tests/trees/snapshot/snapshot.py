@@ -1,7 +1,8 @@
 """Write what this process looks like to a file, as JSON, before it imports anything that is not there already.
 
 The variable SNAPSHOT_TO names the folder; the file is named for the rank. SNAPSHOT_IMPORTS are modules to import
-afterwards; with SNAPSHOT_CHILDREN the processes that this one starts tell what they are like.
+afterwards; with SNAPSHOT_CHILDREN the processes that this one starts tell what they are like, with SNAPSHOT_MODULES
+every module tells, too: a program may begin with `import snapshot` and end with `snapshot.main()`.
 """
 
 import sys
@@ -33,18 +34,78 @@ def attributes(thing):
     }
 
 
-def spec_of(module):
-    spec = module.__spec__
-    if spec is None:
-        return None
-    path = getattr(module, "__path__", None)
+def described(module):
+    """Return what a program can see of a module, wherever that came from."""
+    spec = getattr(module, "__spec__", None)
+    facts = {name: text(getattr(module, name, None)) for name in ("__name__", "__file__", "__cached__", "__package__")}
+    facts["__path__"] = text(getattr(module, "__path__", None))
+    facts["__loader__"] = loader_of(module, getattr(module, "__loader__", None))
+    if isinstance(spec, type(sys.__spec__)):
+        facts["__spec__"] = {name: text(getattr(spec, name)) for name in (*vars(spec), "cached", "parent", "has_location")}
+        facts["__spec__"]["loader"] = loader_of(module, spec.loader)
+    else:
+        facts["__spec__"] = text(spec)
+    return facts
+
+
+def contents(module):
+    """Return a module's names, and where its functions were compiled from. One of ours in it is documented."""
+    values = list(vars(module).items())
+    codes = [value.__code__ for _, value in values if isinstance(value, type(contents))]
+    codes = [code for code in codes if "/mpiimport/" not in code.co_filename]
     return {
-        "file": getattr(module, "__file__", None),
-        "cached": getattr(module, "__cached__", None),
-        "package": getattr(module, "__package__", None),
-        "path": None if path is None else [type(path).__name__, *path],
-        "spec": [spec.name, spec.origin, spec.cached, spec.parent, spec.has_location],
-        "locations": None if spec.submodule_search_locations is None else list(spec.submodule_search_locations),
+        "type": name_of(type(module)),
+        "names": [text(name) for name, _ in values],
+        "files": sorted({code.co_filename for code in codes}),
+        "lines": [code.co_firstlineno for code in codes],
+    }
+
+
+def loader_of(module, loader):
+    """Return what importlib's classes and a loader's methods say of it. A class of ours is known by its base."""
+    import importlib.abc
+    import importlib.machinery
+
+    if loader is None:
+        return None
+    classes = {**vars(importlib.abc), **vars(importlib.machinery)}
+    bases = [base for base in type(loader).__mro__ if not base.__module__.startswith("mpiimport.")]
+    facts = {
+        "type": name_of(loader if isinstance(loader, type) else bases[0]),
+        "is": sorted(name for name, kind in classes.items() if isinstance(kind, type) and isinstance(loader, kind)),
+        "methods": [name for name in dir(loader) if callable(getattr(loader, name)) and not name.startswith("_")],
+    }
+    for name in ("is_package", "get_filename", "get_resource_reader"):
+        try:
+            facts[name] = text(getattr(loader, name)(module.__name__))
+        except Exception as cause:
+            facts[name] = "%s: %s" % (type(cause).__name__, cause)
+    return {**facts, "name": text(getattr(loader, "name", None)), "path": text(getattr(loader, "path", None))}
+
+
+def text(value):
+    """Return a value so that it can be compared with that of another process."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if type(value).__name__ in ("list", "tuple", "_NamespacePath"):
+        return [type(value).__name__, *map(text, value)]
+    return name_of(value)
+
+
+def effects():
+    """Return what importing modules did to this process."""
+    import logging
+    import signal
+    import threading
+    import warnings
+
+    return {
+        "warnings": [[text(part) for part in one] for one in warnings.filters] + [name_of(warnings.showwarning)],
+        "threads": sorted(thread.name for thread in threading.enumerate()),
+        "logging": [sorted(logging.root.manager.loggerDict), list(map(name_of, logging.root.handlers))],
+        "signals": [text(signal.getsignal(one)) for one in sorted(signal.valid_signals())],
+        "limits": [sys.getrecursionlimit(), sys.getswitchinterval()],
+        "hooks": [name_of(hook) for hook in (sys.displayhook, sys.unraisablehook, sys.breakpointhook, __import__)],
     }
 
 
@@ -72,16 +133,16 @@ def process():
         "site": {name: getattr(site, name) for name in ("PREFIXES", "ENABLE_USER_SITE", "USER_SITE", "USER_BASE")},
         "names in site": sorted(vars(site)),
         "modules in site": sorted(name_of(value) for value in vars(site).values() if isinstance(value, type(sys))),
-        "site and os": [spec_of(site), spec_of(os)],
+        "site and os": [described(site), described(os)],
         "builtins": {name: name_of(value) for name, value in vars(builtins).items() if name != "_"},
         "texts": [repr(vars(builtins).get(name)) for name in ("exit", "quit", "copyright", "credits", "license", "help")],
         "license": license._Printer__filenames if hasattr(builtins, "license") else None,
         "main": {
             name: value if isinstance(value, str) and name != "__doc__" else name_of(value)
-            for name, value in globals().items()
+            for name, value in vars(sys.modules["__main__"]).items()
             if name.startswith("__")
         },
-        "main's spec": spec_of(sys.modules["__main__"]),
+        "main's spec": described(sys.modules["__main__"]),
         "environ": {name: value for name, value in os.environ.items() if name != "SNAPSHOT_TO"},
         "folder": os.getcwd(),
         "customised": getattr(sys, "customised", None),
@@ -106,6 +167,7 @@ def children():
 
 
 def main():
+    imported = list(sys.modules.items())
     snapshot = process()
     import importlib
     import json
@@ -114,9 +176,14 @@ def main():
     snapshot["imported"] = {}
     for fullname in os.environ.get("SNAPSHOT_IMPORTS", "").split():
         try:
-            snapshot["imported"][fullname] = spec_of(importlib.import_module(fullname))
+            snapshot["imported"][fullname] = described(importlib.import_module(fullname))
         except ImportError as cause:
             snapshot["imported"][fullname] = "%s: %s" % (type(cause).__name__, cause)
+    if os.environ.get("SNAPSHOT_MODULES"):
+        snapshot["order"] = [name for name, _ in imported if name not in MODULES]
+        snapshot["described"] = {name: described(module) for name, module in imported}
+        snapshot["contents"] = {name: contents(module) for name, module in imported if name != "sys"}
+        snapshot["effects"] = effects()
     if os.environ.get("SNAPSHOT_CHILDREN"):
         snapshot["children"] = children()
     with open("%s/%s.json" % (os.environ["SNAPSHOT_TO"], os.environ["PMI_RANK"]), "w") as file:
