@@ -105,11 +105,11 @@ def release_memory() -> None:
 def note(question: bytes) -> None:
     """Take note of a question, a line of fields separated by tabs, if this process takes notes."""
 
-def take_notes(path: str | None, header: bytes, earlier: bytes, verbose: bool) -> None:
+def take_notes(path: str | None, header: bytes, earlier: bytes, *, speaks: bool) -> None:
     """From now on, take note of questions; the root keeps those of all ranks in the file `path` when MPI ends.
 
-    `header` stands before the questions in the file; `earlier` are the lines of earlier runs. If `verbose`, it is
-    said why the file cannot be written. Collective; ranks other than the root pass None.
+    `header` stands before the questions in the file; `earlier` are the lines of earlier runs. If `speaks`, the
+    user is told that the file cannot be written. Collective; ranks other than the root pass None.
     """
 
 @final

@@ -105,7 +105,8 @@ def files_of(names: "Iterable[str]") -> "list[Path]":
         if Path(name).suffix == ".profile":
             found.append(Path(name))
             continue
-        meant = {"script %s" % Path(name).absolute(), "module %s" % name}
+        path = os.path.abspath(name)
+        meant = {"module %s" % name, *("%s %s" % (kind, path) for kind in ("script", "folder", "main"))}
         of_program = [file for file in profile_files() if read_profile(file)[0].get("program") in meant]
         if not of_program:
             raise ValueError("there is no profile of `%s`; `mpiimport profile list` lists all" % name)

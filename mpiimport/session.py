@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+PATH0 = "."
+"""In a profile, the folder that is in `sys.path` for the program's sake."""
+
 current: "Session | None" = None
 """The session of this process, or None."""
 
@@ -38,6 +41,7 @@ class Session:
         self.stopped = False
         self.broadcast_bytes = 0
         self.takes_notes = False
+        self.path0: str | None = None
         self.bundle: Bundle | None = None
         self.made: list[Any] = []
         self.seconds: dict[str, float] = dict(place["seconds"]) if place is not None else {}
@@ -81,7 +85,7 @@ class Session:
         """Take note of a question, for the profile."""
         if not self.takes_notes:
             return
-        line = "\t".join((kind, *fields))
+        line = "\t".join((kind, *[PATH0 if field == self.path0 else field for field in fields]))
         if line.count("\t") > len(fields) or "\n" in line:
             return  # the profile has no word for it
         try:
@@ -127,11 +131,11 @@ class Session:
 
         profile = None
         if self.settings.profile != "off":
-            profile = Profile(self.settings.profile, kind, target, sys.path)
+            profile = Profile(self.settings.profile, kind, target, sys.path, self.path0)
             problem = profile.read()
-            if problem is not None and (self.verbose or self.settings.profile != "auto"):
+            if problem is not None and self.speaks_of_profile():
                 boot.say(problem + ".")
-            made.profile = profile
+            made.profile = profile if profile.path is not None else None
         included = [name for name in self.settings.include.split(",") if name]
         if profile is not None and profile.earlier:
             modules = profile.modules()
@@ -151,6 +155,10 @@ class Session:
         else:
             return
         self.forecast(made, follow)
+
+    def speaks_of_profile(self) -> bool:
+        """Whether the user wants to know what is wrong with the profile."""
+        return self.verbose or self.settings.profile != "auto"
 
     def is_far(self) -> bool:
         """Whether reading modules is to be saved: not where they are on a disk of this host, as fast for each rank."""
@@ -198,8 +206,10 @@ class Session:
         self.misses.shares = self.misses.shares and received.shares_misses
         if received.takes_notes:
             profile = made.profile if made is not None else None
-            path, header, earlier = (profile.path, profile.header, profile.earlier) if profile else (None, b"", b"")
-            _core.take_notes(path, header, earlier, self.verbose)
+            if profile is not None:
+                _core.take_notes(profile.path, profile.header, profile.earlier, speaks=self.speaks_of_profile())
+            else:
+                _core.take_notes(None, b"", b"", speaks=False)
             self.takes_notes = True
         if self.settings.policy == "opening":
             self.native.deliver(received.native, bundle=self.bundle)

@@ -44,6 +44,17 @@ class Program:
         self.status = status
         self.source = source
 
+    def folder(self) -> "str | None":
+        """Return the absolute path of what is put into `sys.path` for the program, or None."""
+        import os
+
+        if self.path0 != "":
+            return self.path0
+        try:
+            return os.getcwd()
+        except OSError:  # it is gone
+            return None
+
     def pack(self) -> "tuple[Any, ...]":
         """Return the program as what `marshal` can carry."""
         return (self.kind, self.target, self.path0, self.code, self.status, self.source)

@@ -94,8 +94,7 @@ class Start:
         made: Opening | Bundled | None = None
         if session.bundle is not None:
             prepared = program.prepare(kind, target)
-            path0 = prepared.path0
-            session.bundle.place(os.getcwd() if path0 == "" else path0, stat=session.settings.validate == "stat")
+            session.bundle.place(prepared.folder(), stat=session.settings.validate == "stat")
             made = session.bundle.program
             made.index["extra"] = prepared.pack()
         elif session.is_root():
@@ -104,7 +103,8 @@ class Start:
         received = session.broadcast_opening(made, "rank 0 to find and read what the program will import")
         del made
         prepared = program.Program(*received.extra)
-        received.cache_importers([os.getcwd() if prepared.path0 == "" else prepared.path0 or "", *sys.path])
+        session.path0 = prepared.folder()
+        received.cache_importers([session.path0 or "", *sys.path])
         session.begin_program()
         return prepared
 
@@ -175,8 +175,13 @@ class Start:
             return prepared
         if prepared.path0 is not None:
             sys.path.insert(0, prepared.path0)
+        self.session.path0 = prepared.folder()
         try:
-            target = prepared.target or _imp.source_hash(0, prepared.code or b"").hex()
+            target = (
+                os.path.normpath(prepared.target)
+                if prepared.target
+                else _imp.source_hash(0, prepared.code or b"").hex()
+            )
             self.session.foresee(made, kind, target, lambda forecast: follow_program(forecast, prepared))
         finally:
             if prepared.path0 is not None:
@@ -192,8 +197,8 @@ def write_bundle(session: Session, prepared: "program.Program") -> int:
     if prepared.status is not None:
         return prepared.status
     try:
-        path0 = os.getcwd() if prepared.path0 == "" else prepared.path0
-        size_bytes = bundle.write(path, "%s %s" % (prepared.kind, prepared.target), path0, *session.made)
+        what = "%s %s" % (prepared.kind, prepared.target)
+        size_bytes = bundle.write(path, what, prepared.folder(), *session.made)
     except OSError as cause:
         boot.say("cannot write the bundle `%s`: %s" % (path, cause.strerror))
         return 1

@@ -68,17 +68,24 @@ pub struct Profile {
     pub header: Vec<u8>,
     /// The lines of the questions of earlier runs, each after the number of runs since it was asked and a tab.
     pub earlier: Vec<u8>,
-    /// Whether to say why it cannot be written.
-    pub verbose: bool,
+    /// The user is told that it cannot be written.
+    pub speaks: bool,
 }
 
 impl Profile {
     /// Writes the file anew, if this run asked anything else than the earlier ones. Killed at any moment, it is the old
     /// one or the new one.
-    ///
-    /// # Errors
-    /// The file or its folder cannot be written.
-    pub fn keep(&self, asked: &Questions) -> Result<()> {
+    pub fn keep(&self, asked: &Questions) {
+        if let Err(cause) = self.write(asked) {
+            if self.speaks {
+                let _ = writeln!(std::io::stderr(), "mpiimport: {cause}.");
+            } else {
+                log::debug!("{cause}");
+            }
+        }
+    }
+
+    fn write(&self, asked: &Questions) -> Result<()> {
         let mut lines = Vec::new();
         for (question, runs) in &self.after(asked) {
             lines.extend_from_slice(runs.to_string().as_bytes());
@@ -98,7 +105,7 @@ impl Profile {
         text.push(b'\n');
         text.extend_from_slice(&lines);
         let folder = self.path.parent().unwrap_or(Path::new("/"));
-        write(folder, &self.path, &text)
+        replace(folder, &self.path, &text)
             .map_err(|cause| Error::new(format!("cannot write the profile `{}`: {cause}", self.path.display())))?;
         if self.earlier.is_empty() {
             remove_unused(folder);
@@ -110,7 +117,7 @@ impl Profile {
         let older = split(&self.earlier).filter_map(|line| {
             let tab = line.iter().position(|&byte| byte == b'\t')?;
             let runs: u32 = std::str::from_utf8(&line[..tab]).ok()?.parse().ok()?;
-            (runs + 1 < RUNS).then(|| (line[tab + 1..].to_vec(), runs + 1))
+            (runs < RUNS - 1).then(|| (line[tab + 1..].to_vec(), runs + 1))
         });
         let mut after: BTreeMap<_, _> = older.collect();
         after.extend(asked.iter().map(|question| (question.clone(), 0)));
@@ -118,7 +125,7 @@ impl Profile {
     }
 }
 
-fn write(folder: &Path, path: &Path, text: &[u8]) -> std::io::Result<()> {
+fn replace(folder: &Path, path: &Path, text: &[u8]) -> std::io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let mut file = tempfile::Builder::new().prefix(".profile-").tempfile_in(folder)?;
     file.write_all(text)?;
@@ -164,9 +171,9 @@ mod tests {
                 path: path.clone(),
                 header,
                 earlier,
-                verbose: false,
+                speaks: false,
             };
-            profile.keep(&questions(asked)).unwrap();
+            profile.keep(&questions(asked));
             fs::read_to_string(&path).unwrap()
         };
         run(&["always", "once"]);

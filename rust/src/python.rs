@@ -399,13 +399,14 @@ fn as_fields(found: Found) -> Option<Fields> {
 /// From now on, each rank takes note of what it asks. The root says where that is kept: the file, what stands before the
 /// questions, and the lines of earlier runs. Collective.
 #[pyfunction]
-fn take_notes(path: Option<PathBuf>, header: &[u8], earlier: &[u8], verbose: bool) -> PyResult<()> {
+#[pyo3(signature = (path, header, earlier, *, speaks))]
+fn take_notes(path: Option<PathBuf>, header: &[u8], earlier: &[u8], speaks: bool) -> PyResult<()> {
     let (header, earlier) = (header.to_vec(), earlier.to_vec());
     joined()?.take_notes(path.map(|path| Profile {
         path,
         header,
         earlier,
-        verbose,
+        speaks,
     }));
     Ok(())
 }

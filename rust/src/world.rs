@@ -449,15 +449,10 @@ impl World {
         if let Some(leaders) = self.leaders {
             self.gather_into(leaders, self.mpi.size(leaders)?, &mut noted, interrupt)?;
         }
-        match self.profile.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(profile) => profile.keep(&noted).or_else(|cause| {
-                if profile.verbose {
-                    eprintln!("mpiimport: {cause}.");
-                }
-                Ok(())
-            }),
-            None => Ok(()),
+        if let Some(profile) = self.profile.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            profile.keep(&noted);
         }
+        Ok(())
     }
 
     /// Adds to rank 0's questions those of the other ranks. Ranks that asked the same as rank 0 send nothing.
