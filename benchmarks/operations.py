@@ -83,6 +83,7 @@ class Rank:
         self.counts = Counter()
         self.reads_source = reads_source
         self.in_mpi_folder = 0
+        self.searched_in_mpi_folder = 0  # for what the program's libraries need: ld.so follows LD_LIBRARY_PATH
         self.missed = {}
         self.copies = next((event.line for event in events if type(event) is Said and event.line[:6] == "seed: "), "")
         self.listed = {purpose: [] for purpose in ("start", "code", "folders", "data")}
@@ -116,6 +117,7 @@ class Rank:
                 continue
             if not count.below([event], ENVIRONMENT):
                 self.in_mpi_folder += 1
+                self.searched_in_mpi_folder += begun and bool(event.error)
                 continue
             interpreter = interpreter or (event.kind == "execve" and not event.path.endswith("/python-mpi"))
             floor = next((purpose for purpose, left in floors.items() if interpreter and left[event]), None)

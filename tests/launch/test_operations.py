@@ -21,14 +21,17 @@ def floors(tmp_path_factory):
 
 @pytest.mark.parametrize("name", operations.PROGRAMS)
 def test_a_leaf_reads_no_module_that_was_foreseen(floors, tmp_path, name):
-    found = operations.measure(mpis.MPICH, operations.PROGRAMS[name], floors, tmp_path / name, ranks=("root", "leaf"))
+    found = operations.measure(
+        mpis.MPICH, operations.PROGRAMS[name], floors, tmp_path / name, ranks=("plain", "root", "leaf")
+    )
     root, leaf = found["root"], found["leaf"]
     assert leaf.listed["code"] + leaf.listed["folders"] == []
     assert leaf.counts["python"] <= len(count.below(floors["python"], operations.ENVIRONMENT))
     assert leaf.counts["libraries"] <= root.counts["libraries"]
     assert leaf.counts["libraries"] > 50, "this program loads extension modules"
-    assert len(leaf.missed) <= 15, leaf.missed
+    assert len(leaf.missed) <= 20, leaf.missed  # seven of them codecs, which extension modules import from C
     assert leaf.counts["misses"] <= 15 * len(leaf.missed), leaf.missed
     # What MPI does in its own folder is not ours, what we do there is: an MPI may be installed in the environment.
-    ours = leaf.in_mpi_folder - sum(len(one) - len(count.below(one, operations.ENVIRONMENT)) for one in floors.values())
+    ours = leaf.in_mpi_folder - leaf.searched_in_mpi_folder
+    ours -= sum(len(one) - len(count.below(one, operations.ENVIRONMENT)) for one in floors.values())
     assert leaf.counts["start"] + max(0, ours) <= operations.START_LIMIT, leaf.listed["start"]

@@ -189,7 +189,7 @@ SPOILT = {
     writable_for_all: "others can write to it",
     of_another_user: "it belongs to another user",
     a_folder: "it is no file",
-    binary: "of another program, Python, or version",
+    binary: "it is no profile",
 }
 
 
