@@ -14,8 +14,8 @@ from time import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import CodeType
-    from typing import Any, Optional
+    from types import CodeType, ModuleType
+    from typing import Any, ClassVar, Optional
 
     from typing_extensions import Buffer
 
@@ -67,6 +67,7 @@ class CapturingLoader(SourceFileLoader):
     bytecode = None
     writes = True
     uses_bytecode = True
+    unicodedata: "ClassVar[ModuleType | None]" = None
 
     def get_data(self, path: str) -> bytes:
         """Read a file; remember it if it is the bytecode."""
@@ -84,13 +85,17 @@ class CapturingLoader(SourceFileLoader):
         filters: Any = getattr(sys.modules.get("warnings", _warnings), "filters")  # noqa: B009
         before = list(filters)
         known = "unicodedata" in sys.modules
+        if self.unicodedata is not None:
+            sys.modules.setdefault("unicodedata", self.unicodedata)
         filters.insert(0, ("error", None, Warning, None, 0))
         try:
             return super().source_to_code(data, path, **keywords)
         finally:
             filters[:] = before
             if not known:
-                sys.modules.pop("unicodedata", None)  # the compiler wants it for names that are not ASCII
+                # The compiler wants it for names that are not ASCII, and from the first `\N{...}` on it keeps a pointer
+                # into it: this module must live as long as the interpreter.
+                CapturingLoader.unicodedata = sys.modules.pop("unicodedata", self.unicodedata)
 
     def set_data(self, path: str, data: "Buffer", *, _mode: int = 0o666) -> None:
         """Write the bytecode of what was just compiled, where this rank is the one to do so.
