@@ -15,6 +15,12 @@ ROOT_MODULES = {"mpiimport.forecast", "mpiimport.scan", "opcode", "_opcode", "_o
 OTHER_MODULES = {"io", "linecache"}
 """What `python -S -c` imports on every rank, or we do, and `python script.py` of newer versions does not."""
 
+REPLACED = {"dlopen", "_dlopen", "get_importer", "_iter_file_finder_modules"}
+"""Functions in whose place there may be ones of ours, in `_ctypes` and `pkgutil` and where these are imported."""
+
+NOT_NEEDED = {"zipp"}
+"""Packages that `importlib_metadata` imports to look into what is no folder; an opening knows that."""
+
 SHELL_VARIABLES = ("_", "OLDPWD", "SHLVL")
 """What some shells that run `python-mpi` set, beside PWD."""
 
@@ -72,10 +78,17 @@ def expected(plain, ours, rank):
     made["modules"] = sorted({*plain["modules"], *(allowed & set(ours["modules"]))})
     if "order" in plain:
         allowed = names_of_ours(ours["described"], rank)
-        rest = iter([name for name in plain["order"] if name not in allowed])
+        absent = {name for name in plain["order"] if name.partition(".")[0] in NOT_NEEDED} - {*ours["order"]}
+        rest = iter([name for name in plain["order"] if name not in allowed | absent])
         made["order"] = [name if name in allowed else next(rest, None) for name in ours["order"]] + list(rest)
         for key in ("described", "contents"):
-            made[key] = {**{name: ours[key][name] for name in allowed & ours[key].keys()}, **plain[key]}
+            made[key] = {name: value for name, value in plain[key].items() if name not in absent}
+            made[key].update((name, ours[key][name]) for name in allowed & ours[key].keys() - plain[key].keys())
+        for name in made["contents"].keys() & ours["contents"].keys():
+            found = ours["contents"][name]["functions"]
+            replaced = {one: found[one] for one in REPLACED & found.keys() if "/mpiimport/" in found[one][0]}
+            contents = made["contents"][name]
+            made["contents"][name] = {**contents, "functions": {**contents["functions"], **replaced}}
     return made
 
 

@@ -19,6 +19,7 @@ VERSIONS = ("3.9", "3.11", "3.14", "3.15")
 
 LIMIT_S = 300
 RANKS = 2
+WAITS = "mpiimport: rank [0-9]+ on .* has waited [0-9]+ s for "
 OF_LAUNCHER = ("PMI_", "MPI_LOCAL", "MPIR_", "HYD")
 OWN_OUTPUT = """
 "$@" > "$SNAPSHOT_TO/$PMI_RANK.out" 2> "$SNAPSHOT_TO/$PMI_RANK.err" && exit
@@ -57,7 +58,8 @@ def observe(environment, folder, executable, program, ranks, env):
     for rank, one in enumerate(observed):
         one["environ"] = {name: value for name, value in one["environ"].items() if not name.startswith(OF_LAUNCHER)}
         for stream in ("out", "err"):
-            one[stream] = (folder / ("%d.%s" % (rank, stream))).read_text().splitlines()
+            lines = (folder / ("%d.%s" % (rank, stream))).read_text().splitlines()
+            one[stream] = [line for line in lines if not re.match(WAITS, line)]
     return observed
 
 
@@ -152,7 +154,7 @@ def reports_of_pytest(environment, folder, executable, ranks, arguments):
     command = ["sh", "-c", OWN_OUTPUT, "sh", executable, *arguments]
     result = environment.run(ranks, *command, cwd=folder.parent, env=env, timeout_s=LIMIT_S)
     texts = [[(folder / ("%d.%s" % (rank, name))).read_text() for name in ("err", "out")] for rank in range(ranks)]
-    return [(result.returncode, re.sub(r" in [0-9.]+s\b.*", "", out), err) for err, out in texts]
+    return [(result.returncode, re.sub(r"=+ (.*) in [0-9.]+s\b.*", r"\1", out), err) for err, out in texts]
 
 
 def test_each_package_is_in_a_group():

@@ -49,29 +49,25 @@ def described(module):
 
 
 def contents(module):
-    """Return a module's names, and where its functions were compiled from. One of ours in it is documented."""
-    values = list(vars(module).items())
-    codes = [value.__code__ for _, value in values if isinstance(value, type(contents))]
-    codes = [code for code in codes if "/mpiimport/" not in code.co_filename]
+    """Return a module's names, in order, and where its functions were compiled from."""
+    functions = {name: one.__code__ for name, one in vars(module).items() if isinstance(one, type(contents))}
     return {
         "type": name_of(type(module)),
-        "names": [text(name) for name, _ in values],
-        "files": sorted({code.co_filename for code in codes}),
-        "lines": [code.co_firstlineno for code in codes],
+        "names": list(map(text, vars(module))),
+        "functions": {name: [code.co_filename, code.co_firstlineno] for name, code in functions.items()},
     }
 
 
 def loader_of(module, loader):
-    """Return what importlib's classes and a loader's methods say of it. A class of ours is known by its base."""
+    """Return what importlib's classes and a loader's methods say of it."""
     import importlib.abc
     import importlib.machinery
 
     if loader is None:
         return None
     classes = {**vars(importlib.abc), **vars(importlib.machinery)}
-    bases = [base for base in type(loader).__mro__ if not base.__module__.startswith("mpiimport.")]
     facts = {
-        "type": name_of(loader if isinstance(loader, type) else bases[0]),
+        "type": text(loader),
         "is": sorted(name for name, kind in classes.items() if isinstance(kind, type) and isinstance(loader, kind)),
         "methods": [name for name in dir(loader) if callable(getattr(loader, name)) and not name.startswith("_")],
     }
@@ -84,12 +80,14 @@ def loader_of(module, loader):
 
 
 def text(value):
-    """Return a value so that it can be compared with that of another process."""
+    """Return a value so that it can be compared with that of another process. A class of ours is known by its base."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if type(value).__name__ in ("list", "tuple", "_NamespacePath"):
         return [type(value).__name__, *map(text, value)]
-    return name_of(value)
+    if isinstance(value, type):
+        return name_of(value)
+    return name_of(next(kind for kind in type(value).__mro__ if not kind.__module__.startswith("mpiimport.")))
 
 
 def effects():
