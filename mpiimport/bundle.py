@@ -244,6 +244,7 @@ def rests_on(opening: "Opening") -> "Iterable[str]":
             yield folder
     yield from opening.files
     yield from opening.folders
+    yield from opening.links
     if type(opening.extra) is dict:  # what `site` looked at
         for _, path in opening.extra:
             yield path

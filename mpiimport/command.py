@@ -151,7 +151,7 @@ def show_profile(chosen: argparse.Namespace) -> int:
         for name, value in about.items():
             print("%-8s %s" % (name, value))
         show_names([fields[0] for _, kind, fields in questions if kind == "module"], verbose=chosen.verbose)
-        for what in ("file", "folder"):
+        for what in ("file", "folder", "link"):
             count = sum(kind == what for _, kind, _ in questions)
             if count:
                 print("%6d  %ss" % (count, what))

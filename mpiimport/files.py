@@ -47,6 +47,10 @@ class Files:
         """Return the names in a folder, or the number of the error that listing it gives; None if not foreseen."""
         return next((opening.folder(path) for opening in self.ask("folder", path) if path in opening.folders), None)
 
+    def resolve(self, path: str) -> "str | None":
+        """Return what a path is without symbolic links; None if it was not foreseen."""
+        return next((opening.links[path] for opening in self.ask("link", path) if path in opening.links), None)
+
     def ask(self, kind: str, path: str) -> "Sequence[Received]":
         """Take note of a question, and return the openings that may answer it."""
         session = self.session
@@ -58,23 +62,30 @@ class Files:
 
     def prepare(self, spec: "ModuleSpec") -> None:
         """Have a module that looks at files and folders ask here first, once it is executed."""
+        if spec.name == "sysconfig" and isinstance(spec.loader, SourceFileLoader):
+            redirect_sysconfig(spec, self)
         redirect = REDIRECTED.get(spec.name)
         if redirect is not None and isinstance(spec.loader, SourceFileLoader):
             after_execution(spec, lambda module: redirect(module, self))
 
 
 def is_stable(path: str, stable: "tuple[str, ...]") -> bool:
-    """Whether a file or folder is below those that do not change during a run."""
-    return type(path) is str and (path + "/").startswith(stable) and "/../" not in path + "/"
+    """Whether a file or folder is below those that do not change during a run, or is the interpreter."""
+    if type(path) is not str or "/../" in path + "/":
+        return False
+    return (path + "/").startswith(stable) or path == sys.executable
 
 
 def foresee(opening: "Opening", kind: str, path: str) -> None:
-    """Add to an opening what there is now of a `file` or `folder` that an earlier run asked for."""
+    """Add to an opening what there is now of a `file`, `folder` or `link` that an earlier run asked for."""
     if not is_stable(path, opening.stable):
         return
     try:
         if kind == "folder":
             opening.folders[path] = posix.listdir(path)
+            return
+        if kind == "link":
+            opening.links[path] = os.path.realpath(path)
             return
         status = posix.stat(path)
         kind_of_file = status.st_mode & 0o170000
@@ -135,6 +146,29 @@ def redirect_metadata(module: "Any", files: Files) -> None:
         return modified
 
     fast_path.mtime = property(known_mtime)
+
+
+def redirect_sysconfig(spec: "ModuleSpec", files: Files) -> None:
+    """Have `sysconfig` ask here where the interpreter and its folders are: it takes a function of `os.path` along."""
+    loader: Any = spec.loader
+    execute = loader.exec_module
+    paths: Any = sys.modules["os"].path  # the program's: ours was imported before `site`, and is another
+    original = paths.realpath
+
+    def realpath(path: "Any", **keywords: "Any") -> "Any":
+        """Return a path without symbolic links."""
+        known = files.resolve(path) if type(path) is str and not keywords else None
+        return original(path, **keywords) if known is None else known
+
+    def exec_module(module: "ModuleType") -> None:
+        del loader.exec_module  # a loader can be pickled and compared
+        paths.realpath = realpath
+        try:
+            execute(module)
+        finally:
+            paths.realpath = original
+
+    loader.exec_module = exec_module
 
 
 def redirect_pkgutil(module: "Any", files: Files) -> None:

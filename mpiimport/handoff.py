@@ -1,6 +1,5 @@
 """The handoff to mpi4py: it finds MPI running, on the library that we use, and may still initialise it itself."""
 
-import os
 import sys
 from _frozen_importlib_external import ExtensionFileLoader
 
@@ -28,7 +27,8 @@ def prepare(finder: "Finder", spec: "ModuleSpec | None", path: "Sequence[str] | 
         if abi.LIBMPI is None:
             abi.LIBMPI = place["library"]
     else:
-        os.environ.setdefault("MPI4PY_LIBMPI", place["library"])
+        program: Any = sys.modules["os"]  # ours was imported before `site`, and is another
+        program.environ.setdefault("MPI4PY_LIBMPI", place["library"])
     if spec is None:
         after = sys.meta_path[sys.meta_path.index(finder) + 1 :] if finder in sys.meta_path else ()
         for other in after:

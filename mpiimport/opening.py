@@ -44,6 +44,7 @@ class Opening:
         self.changing: dict[str, int | None] = {}
         self.files: dict[str, bytes | int] = {}
         self.folders: dict[str, list[str] | int] = {}
+        self.links: dict[str, str] = {}
         self.native: Any = ([], [], {}, {}, 0)
         self.profile: Profile | None = None
         self.extra: Any = None
@@ -118,6 +119,7 @@ class Opening:
             "changing": self.changing,
             "files": files,
             "folders": folders,
+            "links": self.links,
             "native": self.native,
             "shares_misses": self.shares_misses,
             "takes_notes": self.profile is not None,
@@ -146,6 +148,7 @@ class Received:
         self.changing: dict[str, int | None] = index["changing"]
         self.files: dict[str, tuple[int, int] | int] = index["files"]
         self.folders: dict[str, tuple[int] | int] = index["folders"]
+        self.links: dict[str, str] = index["links"]
         self.native: Any = index["native"]
         self.shares_misses: bool = index["shares_misses"]
         self.takes_notes: bool = index["takes_notes"]

@@ -140,7 +140,7 @@ class Session:
         if profile is not None and profile.earlier:
             modules = profile.modules()
             if self.settings.policy == "opening":
-                for question in ("file", "folder"):
+                for question in ("file", "folder", "link"):
                     for path, _ in profile.asked(question):
                         foresee(made, question, path)
 

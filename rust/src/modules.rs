@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A thread that waits for a filesystem with 1 ms of latency needs company.
-const THREADS: usize = 16;
+const THREADS: usize = 32;
 /// Fewer questions than this per thread are not worth one.
 const QUESTIONS_PER_THREAD: usize = 4;
 const HEADER_BYTES: usize = 16;
