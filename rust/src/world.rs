@@ -469,11 +469,14 @@ impl World {
         // SAFETY: the buffer lives for ever.
         let announced = unsafe { self.mpi.ibcast(first.as_mut_ptr(), first.len(), comm)? };
         self.wait(interrupt).without_limit().until_complete(announced, what)?;
-        let sent = if *first == hash {
+        let differing = if *first == hash {
             &[]
         } else {
             &lines[..most(&lines, size)]
         };
+        // It parts these lines from those of the rank before. And it is there: to Open MPI, the address of an empty
+        // Vec is MPI_IN_PLACE.
+        let sent = [b"\n", differing].concat().leak();
         let sizes = self.gather_from(comm, size, &(sent.len() as u32).to_le_bytes(), what, interrupt)?;
         let sizes: Vec<c_int> = sizes
             .chunks_exact(4)
@@ -485,12 +488,8 @@ impl World {
             offsets.push(total);
             total += one;
         }
-        // An operation that is not waited for to its end keeps its buffers. An empty one would be at address 1, which is
-        // Open MPI's MPI_IN_PLACE.
-        let mut kept = Vec::with_capacity(sent.len().max(1));
-        kept.extend_from_slice(sent);
-        let sent = kept.leak();
-        let received = vec![0; usize::try_from(total).unwrap_or(0).max(1)].leak();
+        // An operation that is not waited for to its end keeps its buffers.
+        let received = vec![0; usize::try_from(total).unwrap_or(0)].leak();
         let (sizes, offsets) = (sizes.leak(), offsets.leak());
         // SAFETY: the buffers live for ever.
         let request = unsafe { self.mpi.igatherv(sent, received.as_mut_ptr(), (sizes, offsets), comm)? };
@@ -821,7 +820,7 @@ fn hash_of(data: &[u8]) -> u64 {
 
 /// So many bytes of these lines may travel, up to the end of a line: MPI counts the bytes of all ranks in an `int`.
 fn most(lines: &[u8], ranks: usize) -> usize {
-    let limit = (c_int::MAX as usize / ranks).min(NOTES_BYTES);
+    let limit = (c_int::MAX as usize / ranks - 1).min(NOTES_BYTES);
     if lines.len() <= limit {
         return lines.len();
     }
