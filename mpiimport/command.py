@@ -1,6 +1,7 @@
 """The command `mpiimport`: what a user does with profiles and bundles. It is no part of a job and speaks no MPI."""
 
 import argparse
+import contextlib
 import datetime
 import os
 import shutil
@@ -76,7 +77,7 @@ def profile_files() -> "list[Path]":
     """List the profiles below the cache folder, the last used first."""
     folder = profile_folder()
     found = [] if folder is None else folder.glob("*.profile")
-    return sorted(found, key=lambda file: file.stat().st_mtime, reverse=True)
+    return sorted(found, key=lambda file: file.lstat().st_mtime, reverse=True)
 
 
 def read_profile(file: Path) -> "tuple[dict[str, str], list[tuple[int, str, list[str]]]]":
@@ -91,23 +92,39 @@ def read_profile(file: Path) -> "tuple[dict[str, str], list[tuple[int, str, list
     first, *lines = header.split("\n")
     if first != profile.FORMAT.decode():
         raise ValueError("`%s` is no profile of this version of mpiimport" % file)
+    *body_lines, rest = body.split("\n")
     questions = []
-    for line in body.split("\n")[:-1]:
-        runs, kind, *fields = line.split("\t")
-        questions.append((int(runs), kind, fields))
+    for line in body_lines:
+        runs, *question = line.split("\t")
+        if rest or not runs.isdecimal() or len(question) < 2:
+            raise ValueError("`%s` is damaged" % file)
+        questions.append((int(runs), question[0], question[1:]))
     return {name: value for name, _, value in (line.partition(" ") for line in lines)}, questions
+
+
+def is_profile(path: str) -> bool:
+    """Whether this is a file that was once written as a profile."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(profile.KIND)) == profile.KIND
+    except OSError:
+        return False
 
 
 def files_of(names: "Iterable[str]") -> "list[Path]":
     """Return the profiles that are meant by their files or their programs. Raises ValueError."""
     found = []
+    of = {}
+    for file in profile_files():
+        with contextlib.suppress(ValueError):
+            of[file] = read_profile(file)[0].get("program")
     for name in names:
-        if Path(name).suffix == ".profile":
+        if Path(name).suffix == ".profile" or is_profile(name):
             found.append(Path(name))
             continue
         path = os.path.abspath(name)
         meant = {"module %s" % name, *("%s %s" % (kind, path) for kind in ("script", "folder", "main"))}
-        of_program = [file for file in profile_files() if read_profile(file)[0].get("program") in meant]
+        of_program = [file for file, program in of.items() if program in meant]
         if not of_program:
             raise ValueError("there is no profile of `%s`; `mpiimport profile list` lists all" % name)
         found += of_program
@@ -123,7 +140,7 @@ def list_profiles(_: argparse.Namespace) -> int:
         except ValueError as cause:
             status = fail(str(cause))
             continue
-        used = datetime.datetime.fromtimestamp(file.stat().st_mtime).astimezone()
+        used = datetime.datetime.fromtimestamp(file.lstat().st_mtime).astimezone()
         python = about.get("python", "").partition(" ")[0]
         print(
             "%s  %s  %5d questions  %6.1f kB  %s\n    %s"
@@ -131,8 +148,8 @@ def list_profiles(_: argparse.Namespace) -> int:
                 used.strftime("%Y-%m-%d %H:%M"),
                 python,
                 len(questions),
-                file.stat().st_size / 1e3,
-                about["program"],
+                file.lstat().st_size / 1e3,
+                about.get("program"),
                 file,
             )
         )
