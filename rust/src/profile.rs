@@ -185,6 +185,35 @@ mod tests {
     }
 
     #[test]
+    fn who_reads_meanwhile_finds_one_version_or_another_and_all_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("one.profile");
+        let versions: Vec<Vec<u8>> = (0..4).map(|version| vec![version; 200_000]).collect();
+        replace(folder.path(), &path, &versions[0]).unwrap();
+        std::thread::scope(|scope| {
+            for version in &versions {
+                let (folder, path) = (folder.path(), &path);
+                scope.spawn(move || (0..50).for_each(|_| replace(folder, path, version).unwrap()));
+            }
+            for _ in 0..200 {
+                assert!(versions.contains(&fs::read(&path).unwrap()));
+            }
+        });
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_number_of_runs_beyond_all_counting_is_forgotten() {
+        let profile = Profile {
+            path: PathBuf::new(),
+            header: Vec::new(),
+            earlier: b"99999999999\tmany\n4294967295\tmost\n6\tsome\nnone\n".to_vec(),
+            speaks: false,
+        };
+        assert_eq!(profile.after(&questions(&[])), BTreeMap::from([(b"some".to_vec(), 7)]));
+    }
+
+    #[test]
     fn lines_survive_the_journey() {
         let asked = questions(&["module\tone\t/lib", "module\ttwo\t/lib"]);
         assert_eq!(split(&joined(&asked)).collect::<Questions>(), asked);
