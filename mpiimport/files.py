@@ -101,6 +101,10 @@ def foresee(opening: "Opening", kind: str, path: str) -> None:
         pass  # of a path with a null character
 
 
+NOWHERE = "/dev/null/nowhere"
+"""What does not exist, and is asked of no shared filesystem."""
+
+
 def redirect_metadata(module: "Any", files: Files) -> None:
     """Have `importlib.metadata`, or its backport `importlib_metadata`, find distributions and read their files here."""
     from functools import wraps
@@ -114,7 +118,7 @@ def redirect_metadata(module: "Any", files: Files) -> None:
     def known_children(self: "Any") -> "Any":
         names = files.names(self.root)
         if names == errno.ENOENT:
-            return []
+            return children(fast_path(NOWHERE))  # what it imports to look into what is no folder, it still does
         return names if type(names) is list else children(self)  # it knows about archives
 
     @wraps(read_text)

@@ -18,9 +18,6 @@ OTHER_MODULES = {"io", "linecache"}
 REPLACED = {"dlopen", "_dlopen", "get_importer", "_iter_file_finder_modules"}
 """Functions in whose place there may be ones of ours, in `_ctypes` and `pkgutil` and where these are imported."""
 
-NOT_NEEDED = {"zipp"}
-"""Packages that `importlib_metadata` imports to look into what is no folder; an opening knows that."""
-
 SHELL_VARIABLES = ("_", "OLDPWD", "SHLVL")
 """What some shells that run `python-mpi` set, beside PWD."""
 
@@ -78,12 +75,10 @@ def expected(plain, ours, rank):
     made["modules"] = sorted({*plain["modules"], *(allowed & set(ours["modules"]))})
     if "order" in plain:
         allowed = names_of_ours(ours["described"], rank)
-        absent = {name for name in plain["order"] if name.partition(".")[0] in NOT_NEEDED} - {*ours["order"]}
-        rest = iter([name for name in plain["order"] if name not in allowed | absent])
+        rest = iter([name for name in plain["order"] if name not in allowed])
         made["order"] = [name if name in allowed else next(rest, None) for name in ours["order"]] + list(rest)
         for key in ("described", "contents"):
-            made[key] = {name: value for name, value in plain[key].items() if name not in absent}
-            made[key].update((name, ours[key][name]) for name in allowed & ours[key].keys() - plain[key].keys())
+            made[key] = {**{name: ours[key][name] for name in allowed & ours[key].keys()}, **plain[key]}
         for name in made["contents"].keys() & ours["contents"].keys():
             found = ours["contents"][name]["functions"]
             replaced = {one: found[one] for one in REPLACED & found.keys() if "/mpiimport/" in found[one][0]}

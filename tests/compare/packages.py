@@ -234,12 +234,14 @@ PROGRAMS = {
     """,
     "sqlalchemy": """
         import sqlalchemy, sqlalchemy.orm
-        with sqlalchemy.create_engine("sqlite://").connect() as connection:
+        engine = sqlalchemy.create_engine("sqlite://")
+        with engine.connect() as connection:
             print(connection.execute(sqlalchemy.text("select 1 + 1")).scalar())
             try:
                 connection.execute(sqlalchemy.text("select missing"))
             except sqlalchemy.exc.OperationalError:
                 print(traceback.format_exc())
+        engine.dispose()
     """,
     "django": """
         import django, django.conf
