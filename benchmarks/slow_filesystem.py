@@ -68,15 +68,15 @@ def stage(folder):
 class Benchmark:
     """Starts of `program.py` in a folder, on some hosts with one cache profile.
 
-    Each is on a new cluster: every host is cold. `options` are for `python-mpi`; `archive` is what `TMPFS` unpacks.
+    Each is on a new cluster: every host is cold. `env` is for all variants; `archive` is what `TMPFS` unpacks.
     """
 
-    def __init__(self, hosts, cache, folder, *, ranks_per_host=1, options=(), archive=None):
+    def __init__(self, hosts, cache, folder, *, ranks_per_host=1, env=None, archive=None):
         self.hosts = hosts
         self.ranks_per_host = ranks_per_host
         self.cache = cache
         self.folder = folder
-        self.options = options
+        self.env = env
         self.archive = archive
 
     def cluster(self):
@@ -103,7 +103,7 @@ class Benchmark:
             argv, env = [str(word).format(folder=self.folder) for word in variant.command], {}
         else:
             place = tempfile.mkdtemp(dir=self.folder)
-            way = Prepared(variant, self.folder / "program.py", place, options=self.options)
+            way = Prepared(variant, self.folder / "program.py", place, env=self.env)
             argv, env = way.argv, way.env()
         with self.cluster() as cluster:
             if variant is TMPFS:

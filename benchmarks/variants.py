@@ -68,15 +68,16 @@ class Prepared:
     """A variant that is ready to start a program: what must be there before has been made.
 
     What goes before is done on two ranks of this host. `options` are further ones of `python-mpi`, for the variants
-    that have it. What is made lies in `folder`.
+    that have it; `env` is for all. What is made lies in `folder`.
     """
 
     caches = itertools.count()
 
-    def __init__(self, variant, program, folder, *, options=(), mpi=mpis.MPICH):
+    def __init__(self, variant, program, folder, *, options=(), env=None, mpi=mpis.MPICH):
         self.variant = variant
         self.program = program
         self.folder = Path(folder)
+        self._env = {**DEFAULTS, **ENVIRONMENT.get(variant, {}), **(env or {})}
         bundle = self.folder / "program.mpib"
         words = [*variant.command, *(options if variant in OURS else ()), program]
         self.argv = [str(word).format(bundle=bundle) for word in words]
@@ -90,7 +91,7 @@ class Prepared:
     def env(self):
         """Return the environment for the next run: the first run of a program finds an empty cache, each time."""
         cache = self._filled or self._new_cache()
-        return {**DEFAULTS, "MPIIMPORT_CACHE_DIR": str(cache), **ENVIRONMENT.get(self.variant, {})}
+        return {**self._env, "MPIIMPORT_CACHE_DIR": str(cache)}
 
     def _new_cache(self):
         cache = self.folder / ("cache-%d" % next(self.caches))
