@@ -41,7 +41,7 @@ lint: $(VENV)/.built
 	$(IN_VENV)/python -Im mypy.stubtest mpiimport._core --allowlist tests/stubtest.allow
 
 # Each is one question; benchmarks/results has the answers.
-BENCHMARKS := operations memory warm slow_filesystem pynamic parts model
+BENCHMARKS := operations memory warm slow_filesystem latency pynamic parts model
 bench: $(VENV)/.built $(MPIS:%=.mpi/%/.installed) $(SLOWFS)
 	set -e; for name in $(BENCHMARKS); do $(IN_VENV)/python benchmarks/$$name.py; done
 	$(IN_VENV)/python benchmarks/pages.py

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from mpi import MPICH
+from mpi import MPICH, without_codecs
 
 NUMPY = """
     import json, sys
@@ -33,7 +33,7 @@ def test_numpy_and_scipy_compute_the_same_on_every_rank(mpi, script, ranks):
     assert all(abs(line[2] - expected) < 1e-9 for line in lines)
     for *_, stats in lines:
         assert stats["modules"]["opening"] > 500
-        assert len(stats["missed"]) <= 15
+        assert len(without_codecs(stats["missed"])) <= 15
 
 
 def test_a_namespace_package_inside_a_package_is_foreseen(script):
