@@ -15,8 +15,8 @@ ROOT_MODULES = {"mpiimport.forecast", "mpiimport.scan", "opcode", "_opcode", "_o
 OTHER_MODULES = {"io", "linecache"}
 """What `python -S -c` imports on every rank, or we do, and `python script.py` of newer versions does not."""
 
-REPLACED = {"dlopen", "_dlopen", "get_importer", "_iter_file_finder_modules"}
-"""Functions in whose place there may be ones of ours, in `_ctypes` and `pkgutil` and where these are imported."""
+REPLACED = {"dlopen", "_dlopen", "get_importer", "_iter_file_finder_modules", "realpath"}
+"""Functions in whose place there may be ones of ours: of `_ctypes`, `pkgutil` and `sysconfig`, wherever imported."""
 
 SHELL_VARIABLES = ("_", "OLDPWD", "SHLVL")
 """What some shells that run `python-mpi` set, beside PWD."""

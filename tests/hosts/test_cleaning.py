@@ -30,7 +30,9 @@ def from_store(name):
 """
 READY = """\
 import scipy.special
-if all(comm.allgather(from_store("_ufuncs"))) and comm.rank == 0:
+ready = all(comm.allgather(from_store("_ufuncs")))
+comm.barrier()  # what this imports is in the stores, too
+if ready and comm.rank == 0:
     print("ready", flush=True)
 comm.barrier()
 """
@@ -143,6 +145,7 @@ def test_the_store_is_gone_at_once_where_a_rank_lives_to_remove_it_else_with_the
 
 
 IN_USE = """\
+comm.barrier()  # every host has mpi4py's own module by then
 if comm.rank == 0:
     print("ready", flush=True)
 while not os.path.exists("/tmp/go"):

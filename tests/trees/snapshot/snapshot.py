@@ -58,6 +58,11 @@ def contents(module):
     }
 
 
+def is_class(kind):
+    """Whether this is a class that objects can be asked about: protocols cannot, in older Pythons."""
+    return isinstance(kind, type) and not getattr(kind, "_is_protocol", False)
+
+
 def loader_of(module, loader):
     """Return what importlib's classes and a loader's methods say of it."""
     import importlib.abc
@@ -68,7 +73,7 @@ def loader_of(module, loader):
     classes = {**vars(importlib.abc), **vars(importlib.machinery)}
     facts = {
         "type": text(loader),
-        "is": sorted(name for name, kind in classes.items() if isinstance(kind, type) and isinstance(loader, kind)),
+        "is": sorted(name for name, kind in classes.items() if is_class(kind) and isinstance(loader, kind)),
         "methods": [name for name in dir(loader) if callable(getattr(loader, name)) and not name.startswith("_")],
     }
     for name in ("is_package", "get_filename", "get_resource_reader"):
