@@ -50,7 +50,10 @@ class Forecast:
         self.missing: list[tuple[str, Answer]] = []
         self.hooks = foreign_hooks()
         self.states: dict[Question, tuple[int, int] | None] = {}
-        suffix = cache_from_source("/m.py").rpartition("/m")[2]
+        try:
+            suffix = cache_from_source("/m.py").rpartition("/m")[2]
+        except NotImplementedError:  # `sys.implementation.cache_tag` is None: there is no bytecode
+            suffix, self.hooks = "", None
         self.modules = _core.Modules(_imp.extension_suffixes(), MAGIC_NUMBER, suffix, sys.pycache_prefix)
 
     def follow_code(self, code: "CodeType", package: str, fullname: str = "", *, installed: bool = False) -> None:

@@ -92,5 +92,10 @@ def test_an_unreadable_module_is_left_to_each_rank(foresee):
     assert {name: found.kind for (_, name), found in forecast.opening.answers.items()}["wrong"] == answers.LOCAL
 
 
+def test_a_python_without_bytecode_foresees_too(foresee, monkeypatch):
+    monkeypatch.setattr(sys.implementation, "cache_tag", None)
+    assert not_standard(foresee("import one", one="import two", two="")) == {"one", "two"}
+
+
 def test_it_stops_at_its_time_limit(foresee):
     assert foresee("import one", limit_s=0.0, one="") == set()
