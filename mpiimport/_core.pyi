@@ -73,12 +73,18 @@ def crc32(data: bytes, before: int = 0) -> int:
     """Return the CRC-32 of bytes, or of what `before` is the CRC-32 of with these bytes after it."""
 
 def deliver_files(
-    paths: list[str], links: list[str], bundle: tuple[str, list[tuple[int, int, int]]] | None, what: str
+    paths: list[str], links: list[str], bundle: tuple[Bundle, list[tuple[int, int, int]]] | None, what: str
 ) -> list[bool]:
     """Copy files of the root to the node store of each host: for each, whether this host has it. Collective.
 
     `links` are made beside the copies; a host that has no room for them has no copies. The root may have the files in
     a bundle, each at an (offset, size in bytes, CRC-32).
+    """
+
+def read_own(path: str) -> bytes:
+    """Read a file that only this user can have written.
+
+    Raises OSError, or ValueError with the rest of a sentence that begins with the file.
     """
 
 def states(paths: list[str]) -> list[tuple[int, int] | None]:
@@ -111,6 +117,27 @@ def take_notes(path: str | None, header: bytes, earlier: bytes, *, speaks: bool)
     `header` stands before the questions in the file; `earlier` are the lines of earlier runs. If `speaks`, the
     user is told that the file cannot be written. Collective; ranks other than the root pass None.
     """
+
+@final
+class Bundle:
+    """A bundle whose table of contents was read: docs/reference/bundle.md."""
+
+    def __new__(cls, path: str, owners: tuple[int, ...]) -> Bundle:
+        """Open it, if only these users can have written it.
+
+        Raises OSError, or ValueError with the rest of a sentence that begins with the file; so does `read`.
+        """
+
+    @property
+    def table(self) -> bytes: ...
+    @property
+    def start(self) -> int:
+        """Where the sections begin, in bytes."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    def read(self, offset: int, size_bytes: int, checksum: int) -> bytes:
+        """Read a section."""
 
 @final
 class Modules:

@@ -1,8 +1,8 @@
 """The bundle: the openings of a program, made ahead of time into one file that the root reads instead of the tree.
 
-Format 1: the line `mpiimport bundle 1`; the size in bytes of the table of contents, and its CRC-32, as 8 and 4
-little-endian bytes; the table, a marshalled dict; and the sections that it lists, one after another: the index and the
-body of the opening for `site` and of the one for the program (see `opening.py`), then the native libraries.
+Its sections: the modules of mpiimport itself, which `boot.choose_bundle` has read; the states of what it rests on; the
+index and the body of the opening for `site` and of the one for the program, see `opening.py`; the native libraries.
+docs/reference/bundle.md has the format, and `rust/src/bundle.rs` reads it.
 """
 
 import marshal
@@ -12,7 +12,6 @@ from time import time
 
 from mpiimport import _core, answers
 from mpiimport.opening import packed
-from mpiimport.profile import DistrustedError, open_own
 from site_mpi import boot
 
 TYPE_CHECKING = False
@@ -27,12 +26,8 @@ if TYPE_CHECKING:
     """Of a file or folder: (time of modification in ns, size in bytes), or None."""
 
 MAGIC = b"mpiimport bundle "
-FORMAT = b"1"
+FORMAT = b"2"
 PIECE_BYTES = 8 << 20
-
-
-class UnusableError(Exception):
-    """Why a bundle cannot be used, as the rest of a sentence that begins with it."""
 
 
 class Bundled:
@@ -72,67 +67,39 @@ class Bundled:
 
 
 class Bundle:
-    """A bundle that was read. Raises FileNotFoundError, or UnusableError."""
+    """A bundle that was opened. Raises ValueError with the rest of a sentence that begins with the file."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        try:
-            descriptor = open_own(path, (posix.geteuid(), 0, posix.stat(boot.own_folder()).st_uid))
-        except DistrustedError as cause:
-            raise UnusableError("is not used: %s" % cause) from None
-        try:
-            self.size_bytes = posix.fstat(descriptor).st_size
-            self.table = self.read_table(descriptor)
-            sections: list[tuple[str, int, int]] = self.table["sections"]
-            if self.end + sum(size for _, size, _ in sections) != self.size_bytes:
-                raise UnusableError("is truncated. Make it again")
-            parts = []
-            for _, size, checksum in sections[:4]:
-                parts.append(read(descriptor, size))
-                if _core.crc32(parts[-1]) != checksum:
-                    raise UnusableError("is damaged. Make it again")
-        finally:
-            posix.close(descriptor)
-        self.site = Bundled(marshal.loads(parts[0]), parts[1])
-        self.program = Bundled(marshal.loads(parts[2]), parts[3])
-        self.native: dict[str, tuple[int, int, int]] = {}
-        at = self.end + sum(map(len, parts))
-        for name, size, checksum in sections[4:]:
-            self.native[name] = (at, size, checksum)
+    def __init__(self, opened: "_core.Bundle") -> None:
+        self.opened = opened
+        self.table: dict[str, Any] = marshal.loads(opened.table)
+        self.sections: dict[str, tuple[int, int, int]] = {}
+        at = opened.start
+        for name, size, checksum in self.table["sections"]:
+            self.sections[name] = (at, size, checksum)
             at += size
+        if at != opened.size_bytes:
+            raise ValueError("is truncated. Make it again")
+        self.native = {name: place for name, place in self.sections.items() if name[0] == "/"}
+        self.site = self.opening("site")
+        self.program = self.opening("program")
 
-    def read_table(self, descriptor: int) -> "dict[str, Any]":
-        """Read the table of contents; `end` is where the sections begin."""
-        head = read(descriptor, len(MAGIC) + len(FORMAT) + 1 + 12)
-        if head[: len(MAGIC)] != MAGIC:
-            raise UnusableError("is no bundle of mpiimport")
-        if len(head) < len(MAGIC) + len(FORMAT) + 1 + 12:
-            raise UnusableError("is truncated. Make it again")
-        if head[len(MAGIC) : -12] != FORMAT + b"\n":
-            raise UnusableError("is of another version of mpiimport. Make it again")
-        size, checksum = int.from_bytes(head[-12:-4], "little"), int.from_bytes(head[-4:], "little")
-        self.end = len(head) + size
-        if self.end > self.size_bytes:
-            raise UnusableError("is truncated. Make it again")
-        data = read(descriptor, size)
-        if _core.crc32(data) != checksum:
-            raise UnusableError("is damaged. Make it again")
-        table: dict[str, Any] = marshal.loads(data)
-        return table
+    def read(self, name: str) -> bytes:
+        """Read a section. Raises ValueError for a damaged one."""
+        try:
+            return self.opened.read(*self.sections[name])
+        except OSError as cause:
+            raise ValueError("cannot be read: %s" % cause.strerror) from None
 
-    def check(self, identity: "dict[str, str]", *, stat: bool) -> None:
-        """Raise UnusableError if this is not for this Python, or, with `stat`, if what it was made of has changed."""
-        for what, value in identity.items():
-            if self.table["identity"].get(what) != value:
-                raise UnusableError(
-                    "is for another %s (`%s`, and this is `%s`). Make one for this"
-                    % (what, self.table["identity"].get(what), value)
-                )
-        if stat:
-            states: dict[str, State] = self.table["states"]
-            for path, found in zip(states, _core.states(list(states))):
-                if not same(found, states[path]):
-                    raise UnusableError("is out of date: `%s` has changed since it was made. Make it again" % path)
+    def opening(self, name: str) -> Bundled:
+        """Read one of the openings."""
+        return Bundled(marshal.loads(self.read(name + " index")), self.read(name + " body"))
+
+    def check(self) -> None:
+        """Raise ValueError if what this was made of has changed."""
+        states: dict[str, State] = marshal.loads(self.read("states"))
+        for path, found in zip(states, _core.states(list(states))):
+            if not same(found, states[path]):
+                raise ValueError("is out of date: `%s` has changed since it was made. Make it again" % path)
 
     def place(self, path0: "str | None", *, stat: bool) -> None:
         """Let the program's opening hold for a program whose folder is `path0`, and for folders as they are now."""
@@ -168,53 +135,37 @@ def same(found: "State", known: "State") -> bool:
     return found[0] == known[0] and known[1] in (-1, found[1])
 
 
-def read(descriptor: int, size_bytes: int) -> bytes:
-    """Read so many bytes, or up to the end of the file."""
-    data = posix.read(descriptor, size_bytes)
-    while len(data) < size_bytes:
-        more = posix.read(descriptor, size_bytes - len(data))
-        if not more:
-            break
-        data += more
-    return data
-
-
-def identity() -> "dict[str, str]":
-    """Return what decides which modules a Python finds, in words for messages."""
-    return {
-        "version of mpiimport": _core.__version__,
-        "Python": "%s %s" % (sys.implementation.cache_tag, sys.version),
-        "interpreter": sys.executable,  # it decides on the prefix, which `site` has not settled yet
-        "optimization level": str(sys.flags.optimize),
-        "PYTHONPATH": boot.environment("PYTHONPATH") or "",
-    }
-
-
 def write(path: str, program: str, path0: "str | None", site: "Opening", opening: "Opening") -> int:
     """Make a bundle of two openings; it has its name once it is whole. Return its size in bytes. Raises OSError."""
     files = sorted({*site.native[0], *opening.native[0]})
     sections: list[tuple[str, int, int]] = []
     parts: list[bytes] = []
+
+    def add(name: str, data: bytes) -> None:
+        parts.append(data)
+        sections.append((name, len(data), _core.crc32(data)))
+
+    folder = boot.own_folder()
+    rests = sorted({*files, *rests_on(site), *rests_on(opening)})
+    states = {path: kept(path, state) for path, state in zip(rests, _core.states(rests))}
+    add("mpiimport", marshal.dumps(boot.whole_package(boot.BUNDLED_PACKAGE, folder)))
+    add("states", marshal.dumps(states))
     for name, one in (("site", site), ("program", opening)):
-        size, index, *body = one.pack()
-        del size
-        for kind, data in (("index", index), ("body", b"".join(body))):
-            parts.append(data)
-            sections.append(("%s %s" % (name, kind), len(data), _core.crc32(data)))
+        _, index, *body = one.pack()
+        add(name + " index", index)
+        add(name + " body", b"".join(body))
     for file in files:
         checksum = size_bytes = 0
         for piece in pieces(file):
             checksum = _core.crc32(piece, checksum)
             size_bytes += len(piece)
         sections.append((file, size_bytes, checksum))
-    rests = sorted({*files, *rests_on(site), *rests_on(opening)})
     table = {
-        "identity": identity(),
+        "identity": boot.identity(folder),
         "program": program,
         "path0": path0,
         "created": time(),
         "sections": sections,
-        "states": {path: kept(path, state) for path, state in zip(rests, _core.states(rests))},
     }
     data = marshal.dumps(table)
     head = b"%s%s\n%s%s" % (MAGIC, FORMAT, len(data).to_bytes(8, "little"), _core.crc32(data).to_bytes(4, "little"))

@@ -10,7 +10,8 @@ import sysconfig
 from collections import Counter
 from pathlib import Path
 
-from mpiimport import bundle, profile
+from mpiimport import _core, bundle, profile
+from site_mpi import boot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,11 +84,11 @@ def profile_files() -> "list[Path]":
 def read_profile(file: Path) -> "tuple[dict[str, str], list[tuple[int, str, list[str]]]]":
     """Return what a profile says of itself, and its questions: (runs since, kind, fields). Raises ValueError."""
     try:
-        text = profile.read_own(str(file)).decode("utf-8", "surrogateescape")
+        text = _core.read_own(str(file)).decode("utf-8", "surrogateescape")
     except OSError as cause:
         raise ValueError("cannot read `%s`: %s" % (file, cause.strerror)) from None
-    except profile.DistrustedError as cause:
-        raise ValueError("`%s` is not used: %s" % (file, cause)) from None
+    except ValueError as cause:
+        raise ValueError("`%s` %s" % (file, cause)) from None
     header, _, body = text.partition("\n\n")
     first, *lines = header.split("\n")
     if first != profile.FORMAT.decode():
@@ -211,10 +212,10 @@ def make_or_show_bundle(chosen: argparse.Namespace) -> int:
     if len(words) != 2 or words[0] != "show":
         return fail("say which bundle to make with -o FILE, or which to show with `show FILE`")
     try:
-        found = bundle.Bundle(words[1])
+        found = bundle.Bundle(boot.open_bundle(words[1], boot.own_folder()))
     except OSError as cause:
         return fail("cannot read the bundle `%s`: %s" % (words[1], cause.strerror))
-    except bundle.UnusableError as cause:
+    except ValueError as cause:
         return fail("the bundle `%s` %s." % (words[1], cause))
     show_bundle(found, verbose=chosen.verbose or "-v" in chosen.program)
     return 0
@@ -238,7 +239,7 @@ def show_bundle(found: bundle.Bundle, *, verbose: bool) -> None:
         name for one in (found.site, found.program) for offsets in one.index["records"].values() for name in offsets
     ]
     native_bytes = sum(size for _, size, _ in found.native.values())
-    print("%-22s %.1f MB" % ("size", found.size_bytes / 1e6))
+    print("%-22s %.1f MB" % ("size", found.opened.size_bytes / 1e6))
     print("%-22s %d, %.1f MB" % ("native files", len(found.native), native_bytes / 1e6))
     show_names(names, verbose=verbose)
 

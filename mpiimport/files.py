@@ -6,7 +6,6 @@ during a run. What an opening does not have is asked of the filesystem by the co
 
 import _io
 import errno
-import os
 import posix
 import sys
 from _frozen_importlib_external import FileFinder, SourceFileLoader, _get_supported_file_loaders  # type: ignore[attr-defined]
@@ -85,7 +84,9 @@ def foresee(opening: "Opening", kind: str, path: str) -> None:
             opening.folders[path] = posix.listdir(path)
             return
         if kind == "link":
-            opening.links[path] = os.path.realpath(path)
+            from os.path import realpath
+
+            opening.links[path] = realpath(path)
             return
         status = posix.stat(path)
         kind_of_file = status.st_mode & 0o170000
@@ -154,9 +155,10 @@ def redirect_metadata(module: "Any", files: Files) -> None:
 
 def redirect_sysconfig(spec: "ModuleSpec", files: Files) -> None:
     """Have `sysconfig` ask here where the interpreter and its folders are: it takes a function of `os.path` along."""
+    import os.path as paths
+
     loader: Any = spec.loader
     execute = loader.exec_module
-    paths: Any = sys.modules["os"].path  # the program's: ours was imported before `site`, and is another
     original = paths.realpath
 
     def realpath(path: "Any", **keywords: "Any") -> "Any":
@@ -179,6 +181,7 @@ def redirect_pkgutil(module: "Any", files: Files) -> None:
     """Have `pkgutil` list the modules in folders here."""
     from functools import wraps
 
+    os = module.os
     suffixes = tuple(module.importlib.machinery.all_suffixes())
     get_importer = module.get_importer
 

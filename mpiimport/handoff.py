@@ -27,8 +27,9 @@ def prepare(finder: "Finder", spec: "ModuleSpec | None", path: "Sequence[str] | 
         if abi.LIBMPI is None:
             abi.LIBMPI = place["library"]
     else:
-        program: Any = sys.modules["os"]  # ours was imported before `site`, and is another
-        program.environ.setdefault("MPI4PY_LIBMPI", place["library"])
+        import os
+
+        os.environ.setdefault("MPI4PY_LIBMPI", place["library"])
     if spec is None:
         after = sys.meta_path[sys.meta_path.index(finder) + 1 :] if finder in sys.meta_path else ()
         for other in after:

@@ -6,7 +6,6 @@ be had from the store is opened where it lies, and fails there, if it does, with
 """
 
 import _imp
-import os
 import posix
 import sys
 from _frozen_importlib import ModuleSpec
@@ -130,7 +129,7 @@ class Native:
         self.used_bytes += total
         if not files:
             return
-        source = None if bundle is None else (bundle.path, [bundle.native[path] for path in files])
+        source = None if bundle is None else (bundle.opened, [bundle.native[path] for path in files])
         arrived = _core.deliver_files(files, links, source, "rank 0 to read the native libraries")
         self.present.update(path for path, is_there in zip(files, arrived) if is_there)
         self.libraries.update(libraries)
@@ -190,12 +189,14 @@ def redirect_ctypes(spec: ModuleSpec, native: Native) -> None:
     """Have `ctypes` open the copy that extension modules use of a library: it must not be loaded twice."""
 
     def change(module: "Any") -> None:
+        from os.path import normpath
+
         dlopen = module.dlopen
 
         def dlopen_copy(name: "Any", *flags: "Any") -> "Any":
             """Load a library, or its copy on this host."""
             if type(name) is str and name[:1] == "/":
-                copy = native.copy_of(os.path.normpath(name))
+                copy = native.copy_of(normpath(name))
                 if copy != name:
                     try:
                         return dlopen(copy, *flags)

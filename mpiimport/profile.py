@@ -7,6 +7,7 @@ import _imp
 import posix
 import sys
 
+from mpiimport import _core
 from mpiimport.session import PATH0
 from site_mpi import boot
 
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
 
 KIND = b"mpiimport profile "
 FORMAT = KIND + b"1"
-
-
-class DistrustedError(Exception):
-    """Somebody else could have written this file; says how."""
 
 
 class Profile:
@@ -65,16 +62,16 @@ class Profile:
         if path is None:
             return "there is no home folder for a cache; set MPIIMPORT_CACHE_DIR"
         try:
-            text = read_own(path)
+            text = _core.read_own(path)
             if self.is_chosen and not text.startswith(KIND):
-                raise DistrustedError("it is no profile")
+                raise ValueError("is not used: it is no profile")
         except FileNotFoundError:
             self.path = path
             return None
         except OSError as cause:
             return "cannot read the profile `%s`: %s" % (path, cause.strerror)
-        except DistrustedError as cause:
-            return "the profile `%s` is not used: %s" % (path, cause)
+        except ValueError as cause:
+            return "the profile `%s` %s" % (path, cause)
         self.path = path
         header, end, body = text.partition(b"\n\n")
         if header + b"\n" != self.header or not end:
@@ -127,32 +124,3 @@ def cache_folder() -> "str | None":
             return None
         base = home + "/.cache"
     return base + "/mpiimport"
-
-
-def open_own(path: str, owners: "tuple[int, ...]") -> int:
-    """Open a file that only these users can have written. Raises OSError, or DistrustedError if others can."""
-    descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
-    status = posix.fstat(descriptor)
-    reason = None
-    if status.st_mode & 0o170000 != 0o100000:
-        reason = "it is no file"
-    elif status.st_uid not in owners:
-        reason = "it belongs to another user"
-    elif status.st_mode & 0o022:
-        reason = "others can write to it; chmod go-w would mend that"
-    if reason is not None:
-        posix.close(descriptor)
-        raise DistrustedError(reason)
-    return descriptor
-
-
-def read_own(path: str) -> bytes:
-    """Read a file that only this user can have written. Raises OSError, or DistrustedError if others can."""
-    descriptor = open_own(path, (posix.geteuid(),))
-    try:
-        parts = []
-        while part := posix.read(descriptor, 1 << 24):
-            parts.append(part)
-        return b"".join(parts)
-    finally:
-        posix.close(descriptor)

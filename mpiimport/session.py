@@ -107,8 +107,12 @@ class Session:
 
     def forecast(self, made: "opening.Opening", follow: "Callable[[Forecast], object]") -> "Forecast":
         """Add to an opening what `follow`, called with a `Forecast`, leads to. Return the forecast."""
-        from mpiimport.forecast import Forecast
-
+        chosen = getattr(self.override, "policy", None)
+        self.override.policy = "local"  # only the root imports this, and `opcode` with it
+        try:
+            from mpiimport.forecast import Forecast
+        finally:
+            self.override.policy = chosen
         known = set(sys.path_importer_cache)
         forecast = Forecast(made, self.settings.timeout_s / 4)
         follow(forecast)
@@ -167,23 +171,19 @@ class Session:
         return self.settings.scan == "always" or are_on_shared_filesystems([boot.own_folder()])[0]
 
     def open_bundle(self) -> None:
-        """Read, on the root, the bundle that the user chose. One that cannot be used is named, and left out.
-
-        Raises RuntimeError if there is no such file.
-        """
-        path = self.settings.bundle
-        if path is None or self.place is None or not self.is_root() or self.settings.policy != "opening":
+        """Take, on the root, the openings out of the bundle that the user chose, if they still hold."""
+        opened = None if self.place is None else self.place.get("bundle")
+        if opened is None:
             return
         from mpiimport import bundle
 
         try:
-            found = bundle.Bundle(path)
-            found.check(bundle.identity(), stat=self.settings.validate == "stat")
-        except bundle.UnusableError as cause:
-            boot.say("the bundle `%s` %s. Going on without it." % (path, cause))
+            found = bundle.Bundle(opened)
+            if self.settings.validate == "stat":
+                found.check()
+        except ValueError as cause:
+            boot.say("the bundle `%s` %s. Going on without it." % (self.settings.bundle, cause))
             return
-        except OSError as cause:
-            raise RuntimeError("cannot read the bundle `%s`: %s" % (path, cause.strerror)) from None
         found.limit(
             self.native, wanted=self.settings.store == "always" or (self.settings.store == "auto" and self.is_far())
         )

@@ -41,6 +41,9 @@ PACKAGE = (
 ROOT_PACKAGE = ("mpiimport.bundle", "mpiimport.forecast", "mpiimport.profile", "mpiimport.scan")
 """The modules that only the root needs."""
 
+BUNDLED_PACKAGE = ("mpiimport.bundle",)
+"""Those of them that a root with a bundle needs."""
+
 PLAIN_PACKAGE = ("site_mpi", "site_mpi.program")
 """The modules that a process without other ranks needs."""
 
@@ -488,16 +491,70 @@ def read_package(fullnames: "tuple[str, ...]", folder: str) -> "list[OwnModule]"
     return modules
 
 
-def load_package(place: "Place | None", folder: str) -> None:
-    """Load the modules of ours that this rank needs; the root alone reads them. Collective."""
+def whole_package(own: "tuple[str, ...]", folder: str) -> "tuple[bytes, list[OwnModule]]":
+    """Read what the root needs: the modules that it delivers, marshalled, and its `own`."""
+    return marshal.dumps(read_package(PACKAGE, folder)), read_package(own, folder)
+
+
+def load_package(place: "Place | None", settings: Settings, folder: str) -> None:
+    """Load the modules of ours that this rank needs; the root alone reads them. Collective.
+
+    The root opens the bundle, too, if the user chose one: it has these modules. It is `place["bundle"]`.
+    """
     if place is None:
-        modules = read_package(PACKAGE + ROOT_PACKAGE, folder)
-    else:
-        sent = marshal.dumps(read_package(PACKAGE, folder)) if place["rank"] == 0 else None
-        modules = marshal.loads(load_core(folder).broadcast(sent, "rank 0 to read mpiimport"))
-        if place["rank"] == 0:
-            modules += read_package(ROOT_PACKAGE, folder)
-    execute_package(modules)
+        execute_package(read_package(PACKAGE + ROOT_PACKAGE, folder))
+        return
+    sent, own = None, []
+    if place["rank"] == 0:
+        place["bundle"], package = choose_bundle(settings, folder)
+        sent, own = package or whole_package(ROOT_PACKAGE, folder)
+    execute_package(marshal.loads(load_core(folder).broadcast(sent, "rank 0 to read mpiimport")) + own)
+
+
+def identity(folder: str) -> "dict[str, str]":
+    """Return what decides which modules a Python finds, in words for messages."""
+    return {
+        "version of mpiimport": load_core(folder).__version__,
+        "folder of mpiimport": folder,
+        "Python": "%s %s" % (sys.implementation.cache_tag, sys.version),
+        "interpreter": sys.executable,  # it decides on the prefix, which `site` has not settled yet
+        "optimization level": str(sys.flags.optimize),
+        "PYTHONPATH": environment("PYTHONPATH") or "",
+    }
+
+
+def open_bundle(path: str, folder: str) -> "Any":
+    """Open a bundle of this user, of root, or of who installed mpiimport. Raises what `_core.Bundle` does."""
+    return load_core(folder).Bundle(path, (posix.geteuid(), 0, posix.stat(folder).st_uid))
+
+
+def choose_bundle(settings: Settings, folder: str) -> "tuple[Any, tuple[bytes, list[OwnModule]] | None]":
+    """Open the bundle that the user chose. Return it and, if it is to be trusted, the modules of ours that it has.
+
+    One that cannot be used is named, and left out. Raises RuntimeError if there is no such file.
+    """
+    path = settings.bundle
+    if path is None or settings.policy != "opening":
+        return None, None
+    try:
+        bundle = open_bundle(path, folder)
+        table = marshal.loads(bundle.table)
+        for what, value in identity(folder).items():
+            if table["identity"].get(what) != value:
+                raise ValueError(
+                    "is for another %s (`%s`, and this is `%s`). Make one for this"
+                    % (what, table["identity"].get(what), value)
+                )
+        package = None
+        if settings.validate == "none":
+            _, size_bytes, checksum = table["sections"][0]
+            package = marshal.loads(bundle.read(bundle.start, size_bytes, checksum))
+    except ValueError as cause:
+        say("the bundle `%s` %s. Going on without it." % (path, cause))
+        return None, None
+    except OSError as cause:
+        raise RuntimeError("cannot read the bundle `%s`: %s" % (path, cause.strerror)) from None
+    return bundle, package
 
 
 def execute_package(modules: "list[OwnModule]") -> None:
@@ -585,7 +642,7 @@ def main() -> None:
         if place is None and not settings.verbose and settings.write_bundle is None:
             run_plain(settings, rest, arguments, folder)
             return
-        load_package(place, folder)
+        load_package(place, settings, folder)
     except SystemExit:
         raise
     except BaseException as cause:
@@ -632,7 +689,7 @@ def start_here() -> None:
             run_site(folder)
             sys.path[:0] = path0
             return
-        load_package(place, folder)
+        load_package(place, settings, folder)
     except BaseException as cause:
         end_for(cause)
     from site_mpi import stages

@@ -2,12 +2,14 @@
 
 The real `site.main()` runs on every rank. On the root it looks at folders and files, and what it saw is recorded; on
 the others it sees the record instead of the filesystem. So `.pth` files mean what they mean to this Python.
+
+Nothing here imports `os` before `site` does: the program has the one that `site` imported.
 """
 
 import _imp
 import io
 import marshal
-import os
+import posix
 import sys
 
 from mpiimport import _core
@@ -66,6 +68,7 @@ class Start:
 
     def open_for_main(self) -> None:
         """Open what the file of `__main__` may import. Collective."""
+        import os
         import site
 
         session = self.session
@@ -170,6 +173,8 @@ class Start:
 
     def forecast(self, made: "Opening", kind: str, target: str) -> "program.Program":
         """Stage two, on the root: foresee what the program will import. Return the program."""
+        import os
+
         prepared = program.prepare(kind, target)
         if prepared.status is not None or not self.session.forecasts():
             return prepared
@@ -239,7 +244,7 @@ def environment_folders(site: "ModuleType") -> "list[str]":
     The prefixes as a whole are not among them: an environment's may be the folder of a project, and `/usr` has room
     for anything.
     """
-    folders = {os.path.dirname(os.__file__), *site.getsitepackages()}
+    folders = {site.os.path.dirname(site.os.__file__), *site.getsitepackages()}
     for prefix in {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, *site.PREFIXES}:
         for lib in {"lib", "lib64", getattr(sys, "platlibdir", "lib")}:
             folders.add("%s/%s/python%d.%d" % (prefix, lib, *sys.version_info[:2]))
@@ -260,6 +265,7 @@ def customise() -> None:
 
 def run_site(site: "ModuleType", record: "Record", *, recording: bool) -> None:
     """Run `site.main()` up to the customisation, its view of the filesystem recorded or replaced by the record."""
+    os = site.os
     look = recorder if recording else player
     names = ("isfile", "isdir", "exists")
     path = stand_in(os.path, {name: look(record, name, getattr(os.path, name)) for name in names})
@@ -318,6 +324,6 @@ def player(record: "Record", name: str, function: "Callable[[str], Any]") -> "Ca
         succeeded, result = record[name, path]
         if not succeeded:
             raise OSError(*result, path)
-        return os.stat_result(result) if name == "lstat" else result
+        return posix.stat_result(result) if name == "lstat" else result
 
     return played

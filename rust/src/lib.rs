@@ -11,10 +11,13 @@
 //!   modules.rs   what importlib would find and read, by many threads
 //!   closure.rs   which libraries a native module brings along
 //!     elf.rs       what a native library asks of the dynamic loader
+//!   bundle.rs    what was made ahead of time, read from one file
+//!     trust.rs     whose file is believed
 //!   error.rs     the one error type
 //! ```
 
 pub mod abi;
+pub mod bundle;
 pub mod closure;
 pub mod elf;
 pub mod error;
@@ -25,4 +28,5 @@ pub mod profile;
 #[cfg(feature = "python")]
 mod python;
 pub mod store;
+pub mod trust;
 pub mod world;

@@ -104,6 +104,11 @@ impl Mpi {
         Comm(self.abi.comm_world)
     }
 
+    /// `MPI_COMM_SELF`
+    pub fn comm_self(&self) -> Comm {
+        Comm(self.abi.comm_self)
+    }
+
     /// `MPI_Initialized`
     pub fn is_initialized(&self) -> Result<bool> {
         // SAFETY: a valid out-argument; allowed at any time (MPI 3.0, 8.7).

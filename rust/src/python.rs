@@ -4,9 +4,11 @@
 //! signals through.
 
 use crate::abi::{self, Family};
+use crate::bundle;
 use crate::error::{self, Error};
 use crate::modules::{self, Folder, Found, Question, Searcher};
 use crate::profile::{self, Profile};
+use crate::trust::{self, Refusal};
 use crate::world::{self, World};
 use crate::{closure, elf, store};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
@@ -15,6 +17,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyFrozenSet, PyTuple};
 use std::ffi::{OsStr, OsString, c_int};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -256,13 +259,82 @@ fn deliver_files(
     py: Python<'_>,
     paths: Vec<PathBuf>,
     links: Vec<PathBuf>,
-    bundle: Option<(PathBuf, Vec<world::Section>)>,
+    bundle: Option<(Bound<'_, Bundle>, Vec<world::Section>)>,
     what: &str,
 ) -> PyResult<Vec<bool>> {
     let world = joined()?;
+    let bundle = bundle
+        .as_ref()
+        .map(|(bundle, sections)| (&bundle.get().0.file, &sections[..]));
     waiting(py, |interrupt| {
-        world.deliver_files(&paths, &links, bundle.as_ref(), what, interrupt)
+        world.deliver_files(&paths, &links, bundle, what, interrupt)
     })
+}
+
+/// `OSError`, or `ValueError` with the rest of a sentence that begins with the file.
+fn refusal_error(py: Python<'_>, refusal: Refusal, path: PathBuf) -> PyErr {
+    match refusal {
+        Refusal::Unusable(why) => PyValueError::new_err(why),
+        Refusal::System(cause) => {
+            let number = cause.raw_os_error().unwrap_or(libc::EIO);
+            match py
+                .import("posix")
+                .and_then(|posix| posix.call_method1("strerror", (number,)))
+            {
+                Ok(reason) => PyOSError::new_err((number, reason.unbind(), path.into_os_string())), // a path would be a `pathlib.Path`
+                Err(failure) => failure,
+            }
+        }
+    }
+}
+
+/// A bundle that only these users can have written.
+#[pyclass(frozen)]
+struct Bundle(bundle::Bundle);
+
+#[pymethods]
+impl Bundle {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf, owners: Vec<u32>) -> PyResult<Self> {
+        let opened = py.detach(|| bundle::Bundle::open(&path, &owners));
+        opened.map(Self).map_err(|refusal| refusal_error(py, refusal, path))
+    }
+
+    #[getter]
+    fn table<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.table)
+    }
+
+    #[getter]
+    fn start(&self) -> u64 {
+        self.0.start
+    }
+
+    #[getter]
+    fn size_bytes(&self) -> u64 {
+        self.0.size_bytes
+    }
+
+    /// A section: its bytes at an offset.
+    fn read<'py>(&self, py: Python<'py>, offset: u64, size_bytes: u64, checksum: u32) -> PyResult<Bound<'py, PyBytes>> {
+        let refused = |refusal| refusal_error(py, refusal, PathBuf::new());
+        let size = self.0.room(offset, size_bytes).map_err(refused)?;
+        PyBytes::new_with(py, size, |bytes| self.0.read(offset, checksum, bytes).map_err(refused))
+    }
+}
+
+/// A file that only this user can have written.
+#[pyfunction]
+fn read_own<'py>(py: Python<'py>, path: PathBuf) -> PyResult<Bound<'py, PyBytes>> {
+    let read = py.detach(|| {
+        let mut content = Vec::new();
+        trust::open_own(&path, &[rustix::process::geteuid().as_raw()])?.read_to_end(&mut content)?;
+        Ok(content)
+    });
+    match read {
+        Ok(content) => Ok(PyBytes::new(py, &content)),
+        Err(refusal) => Err(refusal_error(py, refusal, path)),
+    }
 }
 
 /// The CRC-32 of bytes, or of what `before` is the CRC-32 of with these bytes after it.
@@ -584,8 +656,8 @@ mod _core {
 
     #[pymodule_export]
     use super::{
-        Modules, abi_constants, abort, broadcast, broadcast_shared, closures, connect, crc32, deliver_files,
+        Bundle, Modules, abi_constants, abort, broadcast, broadcast_shared, closures, connect, crc32, deliver_files,
         filesystem_types, flags_with_site, gather, is_active, is_first_on_host, is_truncated, needed, note, preload,
-        release_memory, states, store_claim, store_copy, store_link, store_open, store_put, take_notes,
+        read_own, release_memory, states, store_claim, store_copy, store_link, store_open, store_put, take_notes,
     };
 }

@@ -150,13 +150,21 @@ pub fn connect(opened: Option<libmpi::Opened>, options: &Options, interrupt: &mu
     // SAFETY: the request is complete, so MPI has written the slot and no longer uses it.
     let comm = mpi.comm(unsafe { slot_address.read_volatile() });
     mpi.set_errors_return(comm)?;
-    let node = mpi.comm_split_shared(comm, rank)?;
-    mpi.set_errors_return(node)?;
-    let local_rank = mpi.rank(node)?;
-    let leaders = mpi.comm_split(comm, local_rank == 0, rank)?;
-    if let Some(leaders) = leaders {
-        mpi.set_errors_return(leaders)?;
-    }
+    let mut node = mpi.comm_split_shared(comm, rank)?;
+    let (local_rank, local_size) = (mpi.rank(node)?, mpi.size(node)?);
+    let leaders = if local_size == size {
+        // A communicator takes up to 2 MB of memory that is not shared: a single host needs no other.
+        mpi.comm_free(node)?;
+        node = comm;
+        (rank == 0).then(|| mpi.comm_self())
+    } else {
+        mpi.set_errors_return(node)?;
+        let leaders = mpi.comm_split(comm, local_rank == 0, rank)?;
+        if let Some(leaders) = leaders {
+            mpi.set_errors_return(leaders)?;
+        }
+        leaders
+    };
     let world = World {
         library: path,
         comm,
@@ -165,7 +173,7 @@ pub fn connect(opened: Option<libmpi::Opened>, options: &Options, interrupt: &mu
         rank,
         size,
         local_rank,
-        local_size: mpi.size(node)?,
+        local_size,
         thread_level: mpi.query_thread()?,
         own,
         pid: std::process::id(),
@@ -284,7 +292,7 @@ impl World {
         &self,
         paths: &[PathBuf],
         links: &[PathBuf],
-        bundle: Option<&(PathBuf, Vec<Section>)>,
+        bundle: Option<(&File, &[Section])>,
         what: &str,
         interrupt: &mut Interrupt,
     ) -> Result<Vec<bool>> {
@@ -292,11 +300,12 @@ impl World {
         if let Some(leaders) = self.leaders {
             let linked = self.with_store(|store| links.iter().try_for_each(|original| store.link(original)));
             let linked = linked.is_none_or(|linked| linked.map_err(|cause| log::debug!("{cause}")).is_ok());
-            let bundle = match bundle.filter(|_| self.rank == 0) {
+            let bundle = match bundle {
                 Some((file, sections)) => {
-                    let opened = File::open(file)
-                        .map_err(|cause| Error::new(format!("cannot read `{}`: {cause}", file.display())))?;
-                    Some((Rc::new(opened), sections))
+                    let file = file
+                        .try_clone()
+                        .map_err(|cause| Error::new(format!("cannot read the bundle: {cause}")))?;
+                    Some((Rc::new(file), sections))
                 }
                 None => None,
             };
@@ -457,6 +466,9 @@ impl World {
 
     /// Adds to rank 0's questions those of the other ranks. Ranks that asked the same as rank 0 send nothing.
     fn gather_into(&self, comm: Comm, size: usize, noted: &mut Questions, interrupt: &mut Interrupt) -> Result<()> {
+        if size == 1 {
+            return Ok(());
+        }
         let what = "the other ranks to finish";
         let lines = profile::joined(noted);
         let hash = hash_of(&lines).to_le_bytes();
@@ -856,7 +868,8 @@ extern "C" fn in_finalize(_comm: usize, _keyval: c_int, _value: *mut c_void, _ex
     if let Err(cause) = world.gather_notes() {
         log::debug!("{cause}");
     }
-    for comm in world.leaders.into_iter().chain([world.node, world.comm]) {
+    let split = world.leaders.into_iter().chain([world.node]);
+    for comm in split.filter(|_| world.local_size < world.size).chain([world.comm]) {
         if let Err(cause) = world.mpi.comm_free(comm) {
             eprintln!("mpiimport: {cause}");
         }

@@ -1,5 +1,6 @@
 """A bundle gives what the tree would give; one that does not is named in a sentence, and not used."""
 
+import marshal
 import os
 import shutil
 import sys
@@ -140,16 +141,26 @@ def foreign(_):
 
 
 def of_the_future(data):
-    return data.replace(b"bundle 1\n", b"bundle 2\n", 1)
+    return data.replace(b"bundle 2\n", b"bundle 3\n", 1)
 
 
 def damaged_table(data):
     return data[:40] + bytes([data[40] ^ 1]) + data[41:]
 
 
-def damaged_code(data):
-    at = 31 + int.from_bytes(data[19:27], "little") + 1000
+def damaged_section(data, name):
+    at = 31 + int.from_bytes(data[19:27], "little")
+    sections = marshal.loads(data[31:at])["sections"]
+    at += sum(size for _, size, _ in sections[: [name for name, *_ in sections].index(name)]) + 100
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def damaged_code(data):
+    return damaged_section(data, "program body")
+
+
+def damaged_mpiimport(data):
+    return damaged_section(data, "mpiimport")
 
 
 SPOILT = {
@@ -160,6 +171,7 @@ SPOILT = {
     of_the_future: "is of another version of mpiimport",
     damaged_table: "is damaged",
     damaged_code: "is damaged",
+    damaged_mpiimport: "is damaged",
 }
 
 
@@ -171,6 +183,8 @@ def test_a_spoilt_bundle_is_refused_in_a_sentence(bundle, paths, spoil):
     assert [one["plain"][0] for one in found] == ["plain", "plain"]
     assert said.count("mpiimport: ") == 1
     assert "the bundle `%s` %s" % (file, SPOILT[spoil]) in said
+    if spoil is damaged_mpiimport:
+        return  # `show` does not read it
     shown = mpis.run([mpis.BIN / "mpiimport", "bundle", "show", file])
     assert (shown.returncode, shown.stdout) == (1, "")
     assert SPOILT[spoil] in shown.stderr
