@@ -652,6 +652,12 @@ def main() -> None:
     stages.Start(settings, place).run_program(rest, arguments)
 
 
+if sys.version_info >= (3, 11):
+    # Frames live in chunks of 16 KB, which CPython maps and unmaps whenever calls cross the end of one: thousands of
+    # times, where an import loop happens to run at that depth. What `main` calls has the rest of a chunk of 256 KB.
+    main.__code__ = main.__code__.replace(co_stacksize=1 << 14)
+
+
 def pop_path0() -> "list[str]":
     """Take from `sys.path` what Python put before it for the program: `site` does not see it yet. Return it, a list."""
     if sys.flags.isolated or getattr(sys.flags, "safe_path", False):
