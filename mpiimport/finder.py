@@ -68,7 +68,8 @@ class Finder:
         # in here already, a finaliser for one, must not wait for what the thread itself is about to give.
         if target is not None or policy == "local" or ident in self.busy:
             self.tell(fullname, "local", None)
-            return PathFinder.find_spec(fullname, path, target)
+            spec = PathFinder.find_spec(fullname, path, target)
+            return handoff.prepare(self, spec, path) if fullname == "mpi4py.MPI" and target is None else spec
         self.busy.add(ident)
         try:
             answer, how = self.ask(fullname, path, policy)

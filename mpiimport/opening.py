@@ -154,6 +154,10 @@ class Received:
         self.takes_notes: bool = index["takes_notes"]
         self.extra: Any = index["extra"]
 
+    def is_wanted(self) -> bool:
+        """Whether anything is to be gained by asking this opening, or by asking once for all ranks of a host."""
+        return bool(self.shares_misses or self.records or self.takes_notes)
+
     def cache_importers(self, folders: "list[str]") -> None:
         """Have `PathFinder` know these folders, as it does in plain Python by the time a program adds path hooks."""
         for folder in folders:

@@ -41,7 +41,7 @@ class Profile:
         self.header = b"".join(line + b"\n" for line in lines)
         self.earlier = b""
         self.path0 = path0
-        self.is_chosen = chosen != "auto"
+        self.is_chosen = chosen not in ("auto", "always")
         self.path: str | None
         if self.is_chosen:
             self.path = absolute(chosen)

@@ -73,12 +73,19 @@ class Session:
             "locate",
         )
 
-    def begin_program(self) -> None:
-        """From now on the program imports: by the policy that the user chose."""
+    def begin_program(self, received: "opening.Received") -> None:
+        """From now on the program imports: by the policy that the user chose.
+
+        Where nothing is to be gained, because the modules are on a disk of this host, it imports as plain Python.
+        """
         if self.place is not None:
             self.policy = self.settings.policy
+            if self.policy == "opening" and not received.is_wanted():
+                self.policy = "local"
+                if self.verbose:
+                    self.say("the modules are on a disk of this host; each rank imports them by itself")
         self.finder.path_hooks = list(sys.path_hooks)
-        if self.is_root() and self.place is not None:
+        if self.is_root() and received.records:
             _core.release_memory()  # what the forecast has read: 20 MB for scipy
 
     def note(self, kind: str, *fields: str) -> None:
@@ -134,7 +141,7 @@ class Session:
         from mpiimport.profile import Profile
 
         profile = None
-        if self.settings.profile != "off":
+        if self.settings.profile != "off" and (self.settings.profile != "auto" or self.is_far()):
             profile = Profile(self.settings.profile, kind, target, sys.path, self.path0)
             problem = profile.read()
             if problem is not None and self.speaks_of_profile():
@@ -162,13 +169,14 @@ class Session:
 
     def speaks_of_profile(self) -> bool:
         """Whether the user wants to know what is wrong with the profile."""
-        return self.verbose or self.settings.profile != "auto"
+        return self.verbose or self.settings.profile not in ("auto", "always")
 
     def is_far(self) -> bool:
-        """Whether reading modules is to be saved: not where they are on a disk of this host, as fast for each rank."""
-        if self.settings.write_bundle is not None:
+        """Whether reading modules is to be saved: not where all are on disks of this host, as fast for each rank."""
+        if self.settings.write_bundle is not None or self.settings.scan == "always":
             return True
-        return self.settings.scan == "always" or are_on_shared_filesystems([boot.own_folder()])[0]
+        folders = {boot.own_folder(), sys.prefix, *(entry for entry in sys.path if entry[:1] == "/")}
+        return any(are_on_shared_filesystems(sorted(folders)))
 
     def open_bundle(self) -> None:
         """Take, on the root, the openings out of the bundle that the user chose, if they still hold."""
@@ -220,6 +228,8 @@ class Session:
         shown = "`, `".join(names).encode("utf-8", "replace").decode()
         what = "rank 0 to find and read `%s`" % shown
         made = self.together(self.deliver_here, names, what)
+        if self.place is not None:
+            self.policy = self.settings.policy
         if made.extra:
             raise ModuleNotFoundError("No module named %r" % made.extra[0], name=made.extra[0])
 

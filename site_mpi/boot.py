@@ -66,7 +66,7 @@ OPTIONS = (
         None,
         "FILE",
         "auto",
-        "what earlier runs imported, for the next: auto (below ~/.cache), off, or a file",
+        "what earlier runs imported, for the next: a file, always (below ~/.cache), off, auto: always on shared disks",
     ),
     (
         "scan",

@@ -81,9 +81,9 @@ class Start:
             if file is not None and session.forecasts():
                 code = compile(read_code(os.path.abspath(file)), file, "exec", dont_inherit=True)
                 session.foresee(made, "main", os.path.abspath(file), lambda forecast: forecast.follow_code(code, ""))
-        session.broadcast_opening(made, "rank 0 to find and read what the program will import")
+        received = session.broadcast_opening(made, "rank 0 to find and read what the program will import")
         del made
-        session.begin_program()
+        session.begin_program(received)
 
     def stages(self, kind: str, target: str) -> "program.Program":
         """Do the three stages, and the opening for this program. Return it. Collective."""
@@ -108,7 +108,7 @@ class Start:
         prepared = program.Program(*received.extra)
         session.path0 = prepared.folder()
         received.cache_importers([session.path0 or "", *sys.path])
-        session.begin_program()
+        session.begin_program(received)
         return prepared
 
     def settle_paths(self) -> None:

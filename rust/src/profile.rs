@@ -25,25 +25,50 @@ const UNUSED: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Questions, as lines of bytes.
 pub type Questions = BTreeSet<Vec<u8>>;
 
-static NOTES: Mutex<Option<Questions>> = Mutex::new(None);
+/// What this process noted. Each rank has it until the end, so what most questions share, their folders, is there once.
+#[derive(Default)]
+struct Notes {
+    folders: Vec<Box<[u8]>>,
+    /// Where its folders are, and what stands before them.
+    questions: BTreeSet<(usize, Box<[u8]>)>,
+}
+
+impl Notes {
+    fn add(&mut self, question: &[u8]) {
+        let mut tabs = (0..question.len()).filter(|&at| question[at] == b'\t');
+        let (name, folders) = question.split_at(tabs.nth(1).unwrap_or(question.len()));
+        let known = self.folders.iter().position(|one| **one == *folders);
+        let place = known.unwrap_or_else(|| {
+            self.folders.push(folders.into());
+            self.folders.len() - 1
+        });
+        self.questions.insert((place, name.into()));
+    }
+
+    fn questions(&self) -> Questions {
+        let whole = |(place, name): &(usize, Box<[u8]>)| [&**name, &*self.folders[*place]].concat();
+        self.questions.iter().map(whole).collect()
+    }
+}
+
+static NOTES: Mutex<Option<Notes>> = Mutex::new(None);
 
 /// From now on, this process takes note of questions.
 pub fn take_notes() {
-    *NOTES.lock().unwrap_or_else(PoisonError::into_inner) = Some(Questions::new());
+    *NOTES.lock().unwrap_or_else(PoisonError::into_inner) = Some(Notes::default());
 }
 
 /// Takes note of a question, if this process does so at all.
 pub fn note(question: &[u8]) {
-    if let Some(notes) = NOTES.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
-        && !notes.contains(question)
-    {
-        notes.insert(question.to_vec());
+    if let Some(notes) = NOTES.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        notes.add(question);
     }
 }
 
 /// The questions that this process noted; None if it did not. From now on it does not.
 pub fn noted() -> Option<Questions> {
-    NOTES.lock().unwrap_or_else(PoisonError::into_inner).take()
+    let notes = NOTES.lock().unwrap_or_else(PoisonError::into_inner).take();
+    notes.as_ref().map(Notes::questions)
 }
 
 /// The lines of questions, as they travel.
@@ -211,6 +236,23 @@ mod tests {
             speaks: false,
         };
         assert_eq!(profile.after(&questions(&[])), BTreeMap::from([(b"some".to_vec(), 7)]));
+    }
+
+    #[test]
+    fn each_question_is_noted_once_and_as_it_was() {
+        let asked = [
+            "module\tone\t/lib\t/usr/lib",
+            "file\t/data",
+            "module\ttwo\t/lib\t/usr/lib",
+            "module\tone\t/lib",
+            "",
+        ];
+        let mut notes = Notes::default();
+        for question in asked.iter().chain(&asked) {
+            notes.add(question.as_bytes());
+        }
+        assert_eq!(notes.questions(), questions(&asked));
+        assert_eq!(notes.folders.len(), 3);
     }
 
     #[test]

@@ -30,7 +30,7 @@ SETTINGS = {
     "PYTHONWARNINGS": "always",
     "OMP_NUM_THREADS": "1",
     "SNAPSHOT_MODULES": "1",
-    "MPIIMPORT_PROFILE": "auto",
+    "MPIIMPORT_PROFILE": "always",
 }
 
 

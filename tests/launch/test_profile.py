@@ -12,7 +12,7 @@ from found import PROGRAM, SHOW, launch
 @pytest.fixture
 def settings(tmp_path):
     """The environment of runs that keep profiles in a cache folder of their own."""
-    return {"MPIIMPORT_PROFILE": "auto", "MPIIMPORT_CACHE_DIR": str(tmp_path / "cache"), "MPIIMPORT_SCAN": "never"}
+    return {"MPIIMPORT_PROFILE": "always", "MPIIMPORT_CACHE_DIR": str(tmp_path / "cache"), "MPIIMPORT_SCAN": "never"}
 
 
 def profiles(settings):

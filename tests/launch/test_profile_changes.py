@@ -218,7 +218,7 @@ def test_what_changed_since_the_profile_is_imported_as_it_is_now(script, tmp_pat
     options = [option.format(lib=tree.lib) for option in options]
     env = {name: value.format(lib=tree.lib) for name, value in env.items()}
     env["PYTHONPATH"] = tree.path()
-    env.update(MPIIMPORT_PROFILE="auto", MPIIMPORT_CACHE_DIR=str(tmp_path / "cache"), MPIIMPORT_SCAN="never")
+    env.update(MPIIMPORT_PROFILE="always", MPIIMPORT_CACHE_DIR=str(tmp_path / "cache"), MPIIMPORT_SCAN="never")
     arguments = [program, tree.lib, *tree.names, *tree.unchanged]
 
     def ours():

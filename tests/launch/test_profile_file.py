@@ -30,7 +30,7 @@ def start(cache):
     """Run a program by its profile alone, without a scan."""
 
     def start(ranks, *argv, mpi=mpis.MPICH, expected=0, env=None, **keywords):
-        env = {"MPIIMPORT_PROFILE": "auto", "MPIIMPORT_CACHE_DIR": str(cache), "MPIIMPORT_SCAN": "never", **(env or {})}
+        env = {"MPIIMPORT_PROFILE": "always", "MPIIMPORT_CACHE_DIR": str(cache), "MPIIMPORT_SCAN": "never", **(env or {})}
         result = mpi.run(ranks, "python-mpi", *argv, env=env, **keywords)
         assert result.returncode == expected, result
         return result
@@ -190,7 +190,7 @@ def once(tmp_path_factory):
     """A folder with a program and the two profiles of its run."""
     folder = tmp_path_factory.mktemp("once")
     (folder / "program.py").write_text("import wave\nprint('done')\n")
-    env = {"MPIIMPORT_PROFILE": "auto", "MPIIMPORT_CACHE_DIR": str(folder), "MPIIMPORT_SCAN": "never"}
+    env = {"MPIIMPORT_PROFILE": "always", "MPIIMPORT_CACHE_DIR": str(folder), "MPIIMPORT_SCAN": "never"}
     for options in ([], ["--profile", "chosen"]):
         result = mpis.MPICH.run(2, "python-mpi", *options, "program.py", env=env, cwd=folder)
         assert result.returncode == 0, result
@@ -256,7 +256,7 @@ def test_a_profile_that_cannot_be_written_ends_no_run_otherwise(cache, script, f
         cache.mkdir()
         mount = 'mount -t tmpfs -o %s none "$0" && { [ ro = %s ] || head -c 4096 /dev/zero > "$0/full"; }; exec "$@"'
         prefix = ["unshare", "--mount", "sh", "-c", mount % (options, options), cache]
-    env = {"MPIIMPORT_PROFILE": "auto", "MPIIMPORT_CACHE_DIR": str(cache), **mpis.MPICH.env}
+    env = {"MPIIMPORT_PROFILE": "always", "MPIIMPORT_CACHE_DIR": str(cache), **mpis.MPICH.env}
     mpiexec = mpis.MPICH.prefix / "bin" / "mpiexec"
     for options, told in (([], 0), (["-v"], 1)):
         result = mpis.run([*prefix, mpiexec, "-n", "2", "python-mpi", *options, program, "0"], env=env)
@@ -266,7 +266,7 @@ def test_a_profile_that_cannot_be_written_ends_no_run_otherwise(cache, script, f
 
 def launch(cache, *argv, **keywords):
     """Start a program on two ranks that use profiles; return the process."""
-    env = {**mpis.clean_environment(), **mpis.MPICH.env, "MPIIMPORT_PROFILE": "auto", "MPIIMPORT_CACHE_DIR": str(cache)}
+    env = {**mpis.clean_environment(), **mpis.MPICH.env, "MPIIMPORT_PROFILE": "always", "MPIIMPORT_CACHE_DIR": str(cache)}
     command = ["timeout", "-k", "5", "60", mpis.MPICH.prefix / "bin" / "mpiexec", "-n", "2", "python-mpi", *argv]
     return subprocess.Popen(
         [str(one) for one in command], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **keywords
