@@ -58,6 +58,7 @@ pub fn open_own(path: &Path, owners: &[u32]) -> Result<File, Refusal> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;

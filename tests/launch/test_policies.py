@@ -441,6 +441,19 @@ def test_verbose_says_how_each_module_was_imported(script, options):
     assert sum(": wave: " in line for line in lines) == len(ranks), result
 
 
+def test_on_local_disks_each_rank_imports_by_itself_and_mpi4py_joins(two_mpis, script, tmp_path):
+    program = script(SAY + "import wave\nfrom mpi4py import MPI\nsay(mpiimport.stats()['policy'], MPI.COMM_WORLD.size)\n")
+    settings = {"MPIIMPORT_SCAN": "auto", "MPIIMPORT_PROFILE": "auto", "MPIIMPORT_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):
+        result = two_mpis.run(2, "python-mpi", "-v", program, env=settings)
+        assert values(result) == [["local", 2]]
+        assert result.stderr.count("each rank imports them by itself") == 1
+    assert list(tmp_path.glob("profiles/*")) == []
+    result = two_mpis.run(2, "python-mpi", program, env={**settings, "MPIIMPORT_PROFILE": "always"})
+    assert values(result) == [["opening", 2]]
+    assert len(list(tmp_path.glob("profiles/*"))) == 1
+
+
 def test_silent_unless_asked(script):
     result = mpis.MPICH.run(2, "python-mpi", script("import wave\n__import__('color' + 'sys')"))
     assert (result.returncode, result.stdout, result.stderr) == (0, "", ""), result

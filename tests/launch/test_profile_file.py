@@ -30,7 +30,12 @@ def start(cache):
     """Run a program by its profile alone, without a scan."""
 
     def start(ranks, *argv, mpi=mpis.MPICH, expected=0, env=None, **keywords):
-        env = {"MPIIMPORT_PROFILE": "always", "MPIIMPORT_CACHE_DIR": str(cache), "MPIIMPORT_SCAN": "never", **(env or {})}
+        env = {
+            "MPIIMPORT_PROFILE": "always",
+            "MPIIMPORT_CACHE_DIR": str(cache),
+            "MPIIMPORT_SCAN": "never",
+            **(env or {}),
+        }
         result = mpi.run(ranks, "python-mpi", *argv, env=env, **keywords)
         assert result.returncode == expected, result
         return result
@@ -266,7 +271,12 @@ def test_a_profile_that_cannot_be_written_ends_no_run_otherwise(cache, script, f
 
 def launch(cache, *argv, **keywords):
     """Start a program on two ranks that use profiles; return the process."""
-    env = {**mpis.clean_environment(), **mpis.MPICH.env, "MPIIMPORT_PROFILE": "always", "MPIIMPORT_CACHE_DIR": str(cache)}
+    env = {
+        **mpis.clean_environment(),
+        **mpis.MPICH.env,
+        "MPIIMPORT_PROFILE": "always",
+        "MPIIMPORT_CACHE_DIR": str(cache),
+    }
     command = ["timeout", "-k", "5", "60", mpis.MPICH.prefix / "bin" / "mpiexec", "-n", "2", "python-mpi", *argv]
     return subprocess.Popen(
         [str(one) for one in command], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **keywords
