@@ -217,10 +217,8 @@ def follow_program(forecast: "Forecast", prepared: "program.Program") -> None:
     if prepared.code is not None:
         forecast.follow_code(marshal.loads(prepared.code), "")
         return
-    forecast.follow_name("runpy")
     name = prepared.target if prepared.kind == "module" else "__main__"
-    forecast.follow_name(name)
-    forecast.follow_name(name + ".__main__")
+    forecast.follow_roots(["runpy", name, name + ".__main__"])
 
 
 def guarded(session: Session, start: "Callable[[], T]") -> "T":
