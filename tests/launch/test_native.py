@@ -99,6 +99,14 @@ def test_a_chain_of_private_libraries_loads_from_the_node_store(two_mpis, chain)
         assert [path for path in ours if path not in stored] == [str(chain.parent / "chain.libs" / "libsibling.so")]
 
 
+@pytest.mark.parametrize("form", [["early.py"], ["-m", "early"]], ids=" ".join)
+def test_native_code_is_there_before_the_program_runs(two_mpis, chain, script, form):
+    text = "import json\nfrom mpiimport import session\nprint(json.dumps(sorted(session.current.native.present)))\n"
+    script(text + "import chain._chain\n", "early.py")
+    lines = lines_of(two_mpis.run(2, "python-mpi", "--store", "always", *form, cwd=chain.parent))
+    assert [str(chain.parent / "chain" / "_chain.so") in present for present in lines] == [True] * 2
+
+
 @pytest.mark.usefixtures("chain")
 def test_ctypes_does_not_load_a_library_twice(script):
     from mpi import MPICH
