@@ -215,6 +215,18 @@ def number(value: "str | float", source: str, what: str, *, zero: bool = False) 
     return result
 
 
+def unknown_variables() -> "list[str]":
+    """List the variables that look like settings of ours and are none."""
+    ours = [name for name in posix.environ if name.startswith(b"MPIIMPORT_")]
+    return sorted({name.decode("utf-8", "surrogateescape") for name in ours} - known_variables()) if ours else []
+
+
+def known_variables() -> "set[str]":
+    """Return the variables that are read by the launcher, by this file, and for the cache."""
+    options = {option[0] for option in OPTIONS} - {*ONLY_OPTIONS} | {"python", "cache-dir"}
+    return {"MPIIMPORT_" + option.replace("-", "_").upper() for option in options}
+
+
 def environment(name: str) -> "str | None":
     """Return a variable of the environment, or None; `os` is not there yet."""
     value = posix.environ.get(name.encode())
@@ -392,6 +404,9 @@ def connect(settings: Settings, folder: str) -> "Place | None":
     Collective. Raises UsageError where a setting is wrong, OSError where no library fits the launcher, RuntimeError
     where MPI does not work.
     """
+    unknown = unknown_variables()
+    if unknown and is_first():
+        say("there is no variable `%s`; python-mpi --help lists all. Going on without." % "`, `".join(unknown))
     if settings.local or settings.policy == "local":
         return None
     started_by = launcher()
