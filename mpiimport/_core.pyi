@@ -36,6 +36,15 @@ def connect(
     the wait for the others fails.
     """
 
+def find_libmpi(
+    libraries: list[str], *, launcher: str | None
+) -> tuple[tuple[str | None, str, str, str] | None, list[tuple[str, str]]]:
+    """Open the library that `connect` would use, and start nothing.
+
+    Return ((the candidate that led to it or None if it was loaded already, file, ABI, version) or None, [(candidate,
+    why it was refused)]). What was refused stays loaded: this is for a process that does not connect.
+    """
+
 def flags_with_site(flags: Any) -> Any:
     """Return a copy of `sys.flags` with `no_site` 0: what plain Python has, and what its children inherit."""
 
@@ -59,6 +68,9 @@ def store_claim(key: str, timeout_s: float) -> Any:
 
 def store_open(folders: list[str]) -> tuple[str | None, str | None]:
     """Make this host's node store in the first usable of these folders. Collective. Return its path, or why not."""
+
+def store_problem(folder: str) -> str | None:
+    """Return why no node store can be made in this folder, or None."""
 
 def store_put(key: str, answer: bytes | None) -> None:
     """Put the answer that was claimed, or give up the claim with None."""

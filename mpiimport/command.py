@@ -1,4 +1,4 @@
-"""The command `mpiimport`: what a user does with profiles and bundles. It is no part of a job and speaks no MPI."""
+"""The command `mpiimport`: what a user does with profiles and bundles; and `doctor`, for mpiexec, too."""
 
 import argparse
 import contextlib
@@ -31,9 +31,19 @@ def main(arguments: "list[str] | None" = None) -> int:
     return status
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints come from one rank."""
+
+    def error(self, message: str) -> "NoReturn":
+        """Say what is wrong with the command line and end."""
+        if boot.is_first():
+            self.print_usage(sys.stderr)
+        boot.end(2, message, speaks=boot.is_first())
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    top = argparse.ArgumentParser(prog="mpiimport", description="Profiles and bundles of programs under python-mpi.")
+    top = Parser(prog="mpiimport", description="Profiles and bundles of programs under python-mpi.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     profiles = commands.add_parser("profile", help="what earlier runs of programs imported")
@@ -59,7 +69,29 @@ def parser() -> argparse.ArgumentParser:
     bundles.add_argument("-v", "--verbose", action="store_true", help="each module by name")
     bundles.add_argument("program", nargs=argparse.REMAINDER, help="what is to be run later, or `show` and a bundle")
     bundles.set_defaults(run=make_or_show_bundle)
+
+    doctor = commands.add_parser("doctor", help="what python-mpi meets here, alone or under mpiexec")
+    doctor.add_argument("--json", action="store_true", help="for programs: docs/reference/doctor.md")
+    doctor.add_argument("--timeout", type=seconds, default=60.0, metavar="SECONDS", help="how long MPI may take")
+    doctor.add_argument("-m", dest="module", action="store_true", help="the program is a module, as in python -m")
+    doctor.add_argument("program", nargs="?", help="a script whose imports are looked at; it is not run")
+    doctor.set_defaults(run=examine)
     return top
+
+
+def seconds(text: str) -> float:
+    """Return a time limit."""
+    try:
+        return boot.number(text, "--timeout", "of seconds above 0")
+    except boot.UsageError as cause:
+        raise argparse.ArgumentTypeError(str(cause)) from None
+
+
+def examine(chosen: argparse.Namespace) -> int:
+    """Look at what python-mpi meets here."""
+    from mpiimport import doctor
+
+    return doctor.examine(chosen)
 
 
 def fail(message: str) -> int:

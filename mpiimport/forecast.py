@@ -231,20 +231,25 @@ class Forecast:
 
     def certain(self) -> "list[str]":
         """List the extension modules that are imported whenever the program is: not from inside functions."""
-        extensions = self.sure
+        found = [answer for answer in self.reached() if answer.kind == answers.EXTENSION]
+        return self.sure + [answer.origin for answer in found if answer.origin is not None]
+
+    def reached(self) -> "list[Answer]":
+        """List what the scan found of what is asked whenever the program is imported: not from inside functions."""
+        found = []
         seen = {""}
         pending = ["", *self.roots]
         while pending:
             fullname = pending.pop()
-            found = self.visited.get(fullname)
-            if found is not None and found.kind == answers.EXTENSION and found.origin is not None:
-                extensions.append(found.origin)
+            answer = self.visited.get(fullname)
+            if answer is not None:
+                found.append(answer)
             parent = fullname.rpartition(".")[0]
             for name in (parent, *self.executed.get(fullname, ())):
                 if name not in seen:
                     seen.add(name)
                     pending.append(name)
-        return extensions
+        return found
 
 
 def last_part(fullname: str) -> str:

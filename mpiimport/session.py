@@ -136,8 +136,13 @@ class Session:
             )
         return forecast
 
-    def foresee(self, made: "opening.Opening", kind: str, target: str, scan: "Callable[[Forecast], object]") -> None:
-        """Add to an opening, on the root, what the program is expected to ask: by its profile, else by a scan."""
+    def foresee(
+        self, made: "opening.Opening", kind: str, target: str, scan: "Callable[[Forecast], object]"
+    ) -> "Forecast | None":
+        """Add to an opening, on the root, what the program is expected to ask: by its profile, else by a scan.
+
+        Return the forecast, if there is one.
+        """
         from mpiimport.profile import Profile
 
         profile = None
@@ -164,8 +169,8 @@ class Session:
                 scan(forecast)
                 forecast.follow_roots(included)
         else:
-            return
-        self.forecast(made, follow)
+            return None
+        return self.forecast(made, follow)
 
     def speaks_of_profile(self) -> bool:
         """Whether the user wants to know what is wrong with the profile."""

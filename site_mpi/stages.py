@@ -150,9 +150,7 @@ class Start:
         session = self.session
         if session.place is None:
             return
-        chosen = session.settings.tmpdir
-        folders = [chosen] if chosen else ["/dev/shm", boot.environment("TMPDIR") or "/tmp", "/tmp"]
-        session.native.folder, problem = _core.store_open(list(dict.fromkeys(folders)))
+        session.native.folder, problem = _core.store_open(store_folders(session.settings))
         session.misses.shares = session.native.folder is not None and session.place["local_size"] > 1
         reasons = _core.gather(
             (problem or "").encode()[:REASON_BYTES].ljust(REASON_BYTES), "every host to make its store"
@@ -173,25 +171,33 @@ class Start:
 
     def forecast(self, made: "Opening", kind: str, target: str) -> "program.Program":
         """Stage two, on the root: foresee what the program will import. Return the program."""
-        import os
-
         prepared = program.prepare(kind, target)
         if prepared.status is not None or not self.session.forecasts():
             return prepared
-        if prepared.path0 is not None:
-            sys.path.insert(0, prepared.path0)
-        self.session.path0 = prepared.folder()
-        try:
-            target = (
-                os.path.normpath(prepared.target)
-                if prepared.target
-                else _imp.source_hash(0, prepared.code or b"").hex()
-            )
-            self.session.foresee(made, kind, target, lambda forecast: follow_program(forecast, prepared))
-        finally:
-            if prepared.path0 is not None:
-                sys.path.remove(prepared.path0)
+        foresee(self.session, made, kind, prepared)
         return prepared
+
+
+def store_folders(settings: "boot.Settings") -> "list[str]":
+    """List where the node store may be, the first choice first."""
+    if settings.tmpdir:
+        return [settings.tmpdir]
+    return list(dict.fromkeys(["/dev/shm", boot.environment("TMPDIR") or "/tmp", "/tmp"]))
+
+
+def foresee(session: Session, made: "Opening", kind: str, prepared: "program.Program") -> "Forecast | None":
+    """Add to an opening, on the root, what a program is expected to ask. Return the forecast, if there is one."""
+    import os
+
+    if prepared.path0 is not None:
+        sys.path.insert(0, prepared.path0)
+    session.path0 = prepared.folder()
+    target = os.path.normpath(prepared.target) if prepared.target else _imp.source_hash(0, prepared.code or b"").hex()
+    try:
+        return session.foresee(made, kind, target, lambda forecast: follow_program(forecast, prepared))
+    finally:
+        if prepared.path0 is not None:
+            sys.path.remove(prepared.path0)
 
 
 def write_bundle(session: Session, prepared: "program.Program") -> int:

@@ -19,7 +19,12 @@ pub struct Opened {
     pub mpi: Mpi,
     /// The file that the dynamic loader chose.
     pub path: PathBuf,
+    /// The candidate that led to it; None if it was loaded already.
+    pub candidate: Option<String>,
 }
+
+/// A candidate, and why it is not used.
+pub type Refused = (String, String);
 
 /// Opens the first library of `candidates` that works.
 ///
@@ -30,30 +35,42 @@ pub struct Opened {
 /// # Errors
 /// Every attempt with its outcome.
 pub fn open(candidates: &[String], launcher: Option<Family>, global: bool) -> Result<Opened> {
+    let (opened, refused) = search(candidates, launcher, global);
+    opened.ok_or_else(|| {
+        let attempts: Vec<String> = refused
+            .iter()
+            .map(|(name, cause)| format!("  {name}: {cause}"))
+            .collect();
+        Error::new(format!(
+            "no usable MPI library found. Tried:\n{}\nSet MPIIMPORT_LIBMPI to the file name of the libmpi that belongs \
+             to your mpiexec.",
+            attempts.join("\n")
+        ))
+    })
+}
+
+/// What [`open`] finds, with the candidates that were refused before.
+pub fn search(candidates: &[String], launcher: Option<Family>, global: bool) -> (Option<Opened>, Vec<Refused>) {
+    let mut refused = Vec::new();
     if let Some(opened) = already_loaded() {
-        return Ok(opened);
+        return (Some(opened), refused);
     }
     let scope = if global { RTLD_GLOBAL } else { RTLD_LOCAL };
-    let mut attempts = Vec::new();
     for candidate in candidates {
         for name in expand(candidate) {
             match open_one(&name, launcher, scope) {
                 Ok(opened) => {
                     debug!("libmpi: `{name}` is {}", opened.path.display());
-                    return Ok(opened);
+                    return (Some(opened), refused);
                 }
                 Err(cause) => {
                     debug!("libmpi: `{name}`: {cause}");
-                    attempts.push(format!("  {name}: {cause}"));
+                    refused.push((name, cause));
                 }
             }
         }
     }
-    Err(Error::new(format!(
-        "no usable MPI library found. Tried:\n{}\nSet MPIIMPORT_LIBMPI to the file name of the libmpi that belongs to \
-         your mpiexec.",
-        attempts.join("\n")
-    )))
+    (None, refused)
 }
 
 fn open_one(name: &str, launcher: Option<Family>, scope: c_int) -> std::result::Result<Opened, String> {
@@ -70,7 +87,11 @@ fn open_one(name: &str, launcher: Option<Family>, scope: c_int) -> std::result::
             mpi.abi().family.name(),
             family.name()
         )),
-        _ => Ok(Opened { mpi, path }),
+        _ => Ok(Opened {
+            mpi,
+            path,
+            candidate: Some(name.to_owned()),
+        }),
     }
 }
 
@@ -79,12 +100,20 @@ fn compatible(launcher: Family, library: Family) -> bool {
     launcher == library || (launcher == Family::Mpich && library == Family::Standard)
 }
 
+fn loaded(mpi: Mpi, path: PathBuf) -> Opened {
+    Opened {
+        mpi,
+        path,
+        candidate: None,
+    }
+}
+
 #[cfg(not(feature = "linked-mpi"))]
 fn already_loaded() -> Option<Opened> {
     let this = Library::this();
     if abi::address(&this, "MPI_Get_version").is_some() {
         let path = library_path(&this).unwrap_or_default();
-        return Mpi::bind(this).ok().map(|mpi| Opened { mpi, path });
+        return Mpi::bind(this).ok().map(|mpi| loaded(mpi, path));
     }
     loaded_objects().into_iter().find_map(|object| {
         let name = object.file_name()?.to_string_lossy();
@@ -94,7 +123,7 @@ fn already_loaded() -> Option<Opened> {
         // SAFETY: RTLD_NOLOAD runs no initialiser.
         let library = unsafe { Library::open(Some(&object), RTLD_NOW | libc::RTLD_NOLOAD) }.ok()?;
         let path = library_path(&library)?;
-        Mpi::bind(library).ok().map(|mpi| Opened { mpi, path })
+        Mpi::bind(library).ok().map(|mpi| loaded(mpi, path))
     })
 }
 
@@ -127,7 +156,7 @@ fn already_loaded() -> Option<Opened> {
     let path = object_path(mpi_sys::MPI_Initialized as *const () as usize)?;
     // SAFETY: the library is loaded: this only makes a handle for it.
     let library = unsafe { Library::open(Some(&path), RTLD_NOW) }.ok()?;
-    Mpi::bind(library).ok().map(|mpi| Opened { mpi, path })
+    Mpi::bind(library).ok().map(|mpi| loaded(mpi, path))
 }
 
 /// `needed-by:FILE` becomes the MPI libraries that FILE needs, where its search path says and as bare names.

@@ -10,7 +10,7 @@ use crate::modules::{self, Folder, Found, Question, Searcher};
 use crate::profile::{self, Profile};
 use crate::trust::{self, Refusal};
 use crate::world::{self, World};
-use crate::{closure, elf, store};
+use crate::{closure, elf, libmpi, store};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -109,6 +109,26 @@ fn connect<'py>(
     Ok(found)
 }
 
+/// What `find_libmpi` finds: the candidate that led to it, the file, its ABI and what it says of its version.
+type FoundLibrary = (Option<String>, OsString, &'static str, String);
+
+/// Open the library that `connect` would use, and start nothing. It, or None, and the candidates that were refused.
+#[pyfunction]
+#[pyo3(signature = (libraries, *, launcher))]
+fn find_libmpi(
+    py: Python<'_>,
+    libraries: Vec<String>,
+    launcher: Option<&str>,
+) -> PyResult<(Option<FoundLibrary>, Vec<libmpi::Refused>)> {
+    let launcher = launcher.map(family).transpose()?;
+    let (opened, refused) = py.detach(|| libmpi::search(&libraries, launcher, false));
+    let found = opened.map(|opened| {
+        let (abi, version) = (opened.mpi.abi().family.name(), opened.mpi.library_version());
+        (opened.candidate, opened.path.into_os_string(), abi, version)
+    });
+    Ok((found, refused))
+}
+
 fn family(name: &str) -> PyResult<Family> {
     [Family::Mpich, Family::OpenMpi, Family::Standard]
         .into_iter()
@@ -184,6 +204,12 @@ fn store_open(py: Python<'_>, folders: Vec<PathBuf>) -> PyResult<(Option<OsStrin
     let world = joined()?;
     let problem = waiting(py, |interrupt| world.open_store(&folders, interrupt))?;
     Ok((world.with_store(|store| store.path().as_os_str().to_owned()), problem))
+}
+
+/// Why no node store can be made in this folder, or None.
+#[pyfunction]
+fn store_problem(py: Python<'_>, folder: PathBuf) -> Option<String> {
+    py.detach(|| store::Store::check(&folder).err().map(|cause| cause.to_string()))
 }
 
 /// Make links to files in this host's node store, beside the copies of their siblings.
@@ -657,7 +683,8 @@ mod _core {
     #[pymodule_export]
     use super::{
         Bundle, Modules, abi_constants, abort, broadcast, broadcast_shared, closures, connect, crc32, deliver_files,
-        filesystem_types, flags_with_site, gather, is_active, is_first_on_host, is_truncated, needed, note, preload,
-        read_own, release_memory, states, store_claim, store_copy, store_link, store_open, store_put, take_notes,
+        filesystem_types, find_libmpi, flags_with_site, gather, is_active, is_first_on_host, is_truncated, needed,
+        note, preload, read_own, release_memory, states, store_claim, store_copy, store_link, store_open,
+        store_problem, store_put, take_notes,
     };
 }

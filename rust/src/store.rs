@@ -165,6 +165,15 @@ impl Store {
         )))
     }
 
+    /// Makes a store in `root` and removes it.
+    ///
+    /// # Errors
+    /// What is wrong with `root`.
+    pub fn check(root: &Path) -> Result<()> {
+        let made = Self::create_in(root).map_err(|cause| Error::new(cause.to_string()))?;
+        made.leave(false)
+    }
+
     fn create_in(root: &Path) -> io::Result<Self> {
         let place = rustix::fs::statvfs(root)?;
         if place.f_flag.contains(rustix::fs::StatVfsMountFlags::NOEXEC) {

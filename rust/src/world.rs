@@ -121,7 +121,7 @@ pub fn open_library(options: &Options) -> Result<Option<libmpi::Opened>> {
 /// # Errors
 /// An MPI call that failed, or the time limit.
 pub fn connect(opened: Option<libmpi::Opened>, options: &Options, interrupt: &mut Interrupt) -> Result<&'static World> {
-    let Some(libmpi::Opened { mpi, path }) = opened else {
+    let Some(libmpi::Opened { mpi, path, .. }) = opened else {
         return joined().ok_or_else(|| Error::new("a forked child cannot join the other ranks"));
     };
     if mpi.is_finalized()? {
