@@ -312,3 +312,11 @@ def test_ranks_that_never_come_are_not_waited_for(two_mpis, other, said):
     assert result.seconds < 40, result
     report = report_of(result, "problem")
     assert said in finding(report, "problem", "mpi")
+
+
+def test_ranks_with_another_python_are_named(tmp_path):
+    other = [":", "-n", "1", "python", "-O", "-m", "mpiimport", "doctor", "--json"]
+    report = report_of(mpis.MPICH.run(1, "mpiimport", "doctor", "--json", *other, cwd=tmp_path), "problem")
+    said = finding(report, "problem", "mpi")
+    assert ", but rank 1 on " in said
+    assert said.endswith("-> Start all ranks with the same Python and the same options.")
