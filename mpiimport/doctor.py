@@ -367,7 +367,7 @@ def look_at_cache(report: Report, settings: "Settings") -> None:
         report.warn("cache", "%s: no profile is kept, and every run is a first run" % about["problem"], where)
         return
     if not about["exists"]:
-        report.ok("cache", "%s, which the first run makes" % folder)
+        report.ok("cache", "%s, which is made when it is needed" % folder)
         return
     for one in (folder, folder + "/profiles"):
         if os.path.exists(one):
@@ -601,7 +601,7 @@ def look_at_program(report: Report, settings: "Settings", kind: str, target: str
     made = session.new_opening()
     forecast = stages.foresee(session, made, kind, prepared)
     assert forecast is not None, "a scan always has a forecast"
-    if kind == "module" and not made.profile and not forecast.exists(target):
+    if kind == "module" and not (made.profile and made.profile.earlier) and not forecast.exists(target):
         report.fail("program", "there is no module `%s`" % target, remedy)
         return
     if made.profile is not None and made.profile.earlier:
@@ -620,11 +620,14 @@ def look_at_program(report: Report, settings: "Settings", kind: str, target: str
         about["source"] = "scan"
         # Most names after `from package import` are no modules, and are not asked for.
         found = [answer for answer in forecast.reached() if answer.kind != answers.MISSING]
-        if settings.profile == "off":
-            text = "profiles are off, so every run is a first run"
-        else:
-            text = "no profile yet: the first run makes it"
+    far = Session(settings, None).is_far() or filesystem_of(prepared.folder() or "/")[1]
+    about["foresees"] = far or settings.profile not in ("auto", "off")
+    if not about["foresees"]:
+        text = "all lies on disks of this host: python-mpi has each rank import by itself, and keeps no profile"
         report.ok("program", text)
+    elif about["profile"] is None:
+        text = "profiles are off, so every run is a first run"
+        report.ok("program", text if settings.profile == "off" else "no profile yet: the first run makes it")
     say_operations(report, session, [answer for answer in found if answer is not None])
     needed_bytes = made.native[4] + sum(len(answer.code or b"") for answer in made.answers.values())
     about["store_bytes"] = needed_bytes

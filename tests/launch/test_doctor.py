@@ -218,7 +218,7 @@ def test_a_cache_that_others_can_write_to_is_named(tmp_path):
     env = {"MPIIMPORT_PROFILE": "auto", "MPIIMPORT_CACHE_DIR": str(tmp_path / "cache")}
     report = report_of(alone("--json", env=env), "ok")
     assert report["cache"] == {"folder": env["MPIIMPORT_CACHE_DIR"], "exists": False, "writable": True, "problem": None}
-    assert "which the first run makes" in finding(report, "ok", "cache")
+    assert "which is made when it is needed" in finding(report, "ok", "cache")
     profiles = tmp_path / "cache" / "profiles"
     profiles.mkdir(parents=True)
     profiles.chmod(0o770)
@@ -231,18 +231,20 @@ def test_a_cache_that_others_can_write_to_is_named(tmp_path):
 
 
 def test_a_program_is_looked_at_and_not_run(script, tmp_path):
-    env = {"MPIIMPORT_PROFILE": "auto", "MPIIMPORT_CACHE_DIR": str(tmp_path / "cache")}
+    env = {"MPIIMPORT_PROFILE": "auto", "MPIIMPORT_SCAN": "auto", "MPIIMPORT_CACHE_DIR": str(tmp_path / "cache")}
     script("value = 1\n", "package/__init__.py")
     script("import wave\n", "package/inner.py")
     program = script("import sys\nimport package.inner, _ctypes_test, nothing_of_this_name\n")
     report = report_of(alone("--json", program, env=env), "ok")
     about = report["program"]
-    assert (about["source"], about["profile"]) == ("scan", None)
+    assert (about["source"], about["profile"], about["foresees"]) == ("scan", None, False)
+    assert "each rank import by itself" in finding(report, "ok", "program")
+    report = report_of(alone("--json", program, env={**env, "MPIIMPORT_PROFILE": "always"}), "ok")
     assert "no profile yet" in finding(report, "ok", "program")
     assert not list(tmp_path.rglob("__pycache__"))
     scanned = about["operations"]["plain"]
     program.write_text("import sys\nimport package.inner, _ctypes_test\n")
-    assert mpis.MPICH.run(2, "python-mpi", program, env={**env, "MPIIMPORT_SCAN": "auto"}).returncode == 0
+    assert mpis.MPICH.run(2, "python-mpi", program, env={**env, "MPIIMPORT_PROFILE": "always"}).returncode == 0
     report = report_of(alone("--json", program, env=env), "ok")
     about = report["program"]
     (file,) = (tmp_path / "cache").rglob("*.profile")
