@@ -7,7 +7,6 @@ docs/reference/bundle.md has the format, and `rust/src/bundle.rs` reads it.
 
 import marshal
 import posix
-import sys
 from time import time
 
 from mpiimport import _core, answers

@@ -155,8 +155,9 @@ def redirect_metadata(module: "Any", files: Files) -> None:
 
 def redirect_sysconfig(spec: "ModuleSpec", files: Files) -> None:
     """Have `sysconfig` ask here where the interpreter and its folders are: it takes a function of `os.path` along."""
-    import os.path as paths
+    import os
 
+    paths: Any = os.path
     loader: Any = spec.loader
     execute = loader.exec_module
     original = paths.realpath
@@ -181,7 +182,7 @@ def redirect_pkgutil(module: "Any", files: Files) -> None:
     """Have `pkgutil` list the modules in folders here."""
     from functools import wraps
 
-    os = module.os
+    os: Any = module.os
     suffixes = tuple(module.importlib.machinery.all_suffixes())
     get_importer = module.get_importer
 
@@ -192,7 +193,8 @@ def redirect_pkgutil(module: "Any", files: Files) -> None:
     def listdir(path: str) -> "list[str]":
         names = files.names(path)
         if type(names) is not list:
-            return os.listdir(path)
+            listed: list[str] = os.listdir(path)
+            return listed
         # The others are looked at whether they are folders, and then left out.
         return [name for name in names if "." not in name or name.endswith(suffixes)]
 

@@ -528,7 +528,8 @@ def load_package(place: "Place | None", settings: Settings, folder: str) -> None
     if place is None:
         execute_package(read_package(PACKAGE + ROOT_PACKAGE, folder))
         return
-    sent, own = None, []
+    sent: bytes | None = None
+    own: list[OwnModule] = []
     if place["rank"] == 0:
         place["bundle"], package = choose_bundle(settings, folder)
         sent, own = package or whole_package(ROOT_PACKAGE, folder)
