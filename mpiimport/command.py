@@ -43,7 +43,9 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    top = Parser(prog="mpiimport", description="Profiles and bundles of programs under python-mpi.")
+    top = Parser(
+        prog="mpiimport", description="What belongs to python-mpi: profiles, bundles, examination, measurement."
+    )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     profiles = commands.add_parser("profile", help="what earlier runs of programs imported")
@@ -76,7 +78,32 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("-m", dest="module", action="store_true", help="the program is a module, as in python -m")
     doctor.add_argument("program", nargs="?", help="a script whose imports are looked at; it is not run")
     doctor.set_defaults(run=examine)
+
+    bench = commands.add_parser(
+        "bench",
+        help="how much faster a job starts with python-mpi than with plain Python",
+        usage="mpiimport bench [--rounds N] [--timeout SECONDS] [--json] mpiexec ... python-mpi script.py ...",
+    )
+    bench.add_argument("--rounds", type=rounds, default=5, metavar="N", help="how often each is started (5)")
+    bench.add_argument("--timeout", type=seconds, default=600.0, metavar="SECONDS", help="how long one start may take")
+    bench.add_argument("--json", action="store_true", help="for programs: docs/reference/bench.md")
+    bench.add_argument("launch", nargs=argparse.REMAINDER, help="how the job is launched")
+    bench.set_defaults(run=compare)
     return top
+
+
+def rounds(text: str) -> int:
+    """Return a number of rounds."""
+    if not text.isdecimal() or not 0 < int(text) < 1000:
+        raise argparse.ArgumentTypeError("--rounds is `%s`; it must be a whole number from 1 to 999" % text)
+    return int(text)
+
+
+def compare(chosen: argparse.Namespace) -> int:
+    """Measure the start of a job with plain Python and with python-mpi."""
+    from mpiimport import bench
+
+    return bench.measure(chosen)
 
 
 def seconds(text: str) -> float:
