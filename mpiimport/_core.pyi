@@ -120,6 +120,15 @@ def is_truncated(path: str) -> bool:
 def release_memory() -> None:
     """Give memory that is free back to the system."""
 
+def show_progress() -> None:
+    """From now on, show the steps of the start that take long."""
+
+def next_step(what: str, *, modules: int | None = None, size_bytes: int | None = None) -> None:
+    """Show this step: what rank 0 does, with so many modules or bytes, 0 if nobody knows."""
+
+def hide_progress() -> None:
+    """Show nothing any more."""
+
 def note(question: bytes) -> None:
     """Take note of a question, a line of fields separated by tabs, if this process takes notes."""
 

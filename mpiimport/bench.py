@@ -55,8 +55,8 @@ def measure(chosen: "argparse.Namespace") -> int:
     if boot.launcher() is not None:
         boot.end(
             2,
-            "bench starts the launcher itself, by turns with plain Python and python-mpi: `mpiimport bench mpiexec -n 4 "
-            "python-mpi script.py`.",
+            "bench starts the launcher itself, by turns with plain Python and python-mpi: `mpiimport bench mpiexec "
+            "-n 4 python-mpi script.py`.",
             speaks=boot.is_first(),
             aborts=False,
         )

@@ -129,6 +129,7 @@ class Native:
         self.used_bytes += total
         if not files:
             return
+        _core.next_step("sends native code to the hosts", size_bytes=total)
         source = None if bundle is None else (bundle.opened, [bundle.native[path] for path in files])
         arrived = _core.deliver_files(files, links, source, "rank 0 to read the native libraries")
         self.present.update(path for path, is_there in zip(files, arrived) if is_there)

@@ -53,6 +53,8 @@ class Session:
         self.finder = Finder(self)
         self.misses = Misses(self.native, writes_bytecode=self.is_root())
         self.stable: tuple[str, ...] = ()
+        if self.is_root() and place is not None and not sys.flags.quiet:
+            _core.show_progress()
 
     def is_root(self) -> bool:
         """Whether this rank finds and reads for all."""
@@ -85,6 +87,8 @@ class Session:
                 if self.verbose:
                     self.say("the modules are on a disk of this host; each rank imports them by itself")
         self.finder.path_hooks = list(sys.path_hooks)
+        if self.is_root():
+            _core.hide_progress()  # no thread of ours runs beside the program
         if self.is_root() and received.records:
             _core.release_memory()  # what the forecast has read: 20 MB for scipy
 
@@ -120,6 +124,7 @@ class Session:
             from mpiimport.forecast import Forecast
         finally:
             self.override.policy = chosen
+        _core.next_step("finds and reads modules")
         known = set(sys.path_importer_cache)
         forecast = Forecast(made, self.settings.timeout_s / 4)
         follow(forecast)
@@ -212,6 +217,8 @@ class Session:
             assert message is not None, "a process without other ranks is its own root"
             self.made.append(made)
             return opening.Received(b"".join(message))
+        if message is not None:
+            _core.next_step("sends modules to the hosts", size_bytes=sum(map(len, message)))
         shared = _core.broadcast_shared(message, what)
         self.broadcast_bytes += len(shared)
         received = opening.Received(shared)  # on the root too: what it has read itself is not needed any more

@@ -13,6 +13,7 @@
 //!     elf.rs       what a native library asks of the dynamic loader
 //!   bundle.rs    what was made ahead of time, read from one file
 //!     trust.rs     whose file is believed
+//!   progress.rs  what rank 0 shows while that takes long
 //!   error.rs     the one error type
 //! ```
 
@@ -25,6 +26,7 @@ pub mod libmpi;
 pub mod modules;
 pub mod mpi;
 pub mod profile;
+pub mod progress;
 #[cfg(feature = "python")]
 mod python;
 pub mod store;

@@ -4,6 +4,7 @@
 //! of `FileFinder.find_spec`, `PathFinder._get_spec` and `SourceFileLoader.get_code`. Whatever asks for more, a zip
 //! file, bytecode to be compiled or checked by hash, a folder that cannot be read, is left to `importlib` itself.
 
+use crate::progress;
 use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, open, stat};
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -129,7 +130,11 @@ impl Searcher {
     pub fn find_all(&self, questions: &[Question]) -> (Vec<Found>, Vec<u8>) {
         // One buffer, and large from the beginning: what threads have of their own, malloc keeps, 5 MB for scipy.
         let code = Mutex::new(Vec::with_capacity(questions.len() * READ_BYTES / 2));
-        let find = |question: &Question| self.find(question, &code);
+        let find = |question: &Question| {
+            let found = self.find(question, &code);
+            progress::advance(1);
+            found
+        };
         let found = in_parallel(questions, threads_for(questions.len()), find);
         (found, code.into_inner().unwrap_or_else(PoisonError::into_inner))
     }

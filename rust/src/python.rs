@@ -8,6 +8,7 @@ use crate::bundle;
 use crate::error::{self, Error};
 use crate::modules::{self, Folder, Found, Question, Searcher};
 use crate::profile::{self, Profile};
+use crate::progress;
 use crate::trust::{self, Refusal};
 use crate::world::{self, World};
 use crate::{closure, elf, libmpi, store};
@@ -509,6 +510,28 @@ fn take_notes(path: Option<PathBuf>, header: &[u8], earlier: &[u8], speaks: bool
     Ok(())
 }
 
+/// From now on, show the steps of the start that take long.
+#[pyfunction]
+fn show_progress() {
+    progress::begin();
+}
+
+/// Show this step: what rank 0 does, with so many modules or bytes, 0 if nobody knows.
+#[pyfunction]
+#[pyo3(signature = (what, *, modules = None, size_bytes = None))]
+fn next_step(what: &str, modules: Option<u64>, size_bytes: Option<u64>) {
+    match size_bytes {
+        Some(total) => progress::step(what, "MB", 1_000_000, total),
+        None => progress::step(what, "modules", 1, modules.unwrap_or(0)),
+    }
+}
+
+/// Show nothing any more.
+#[pyfunction]
+fn hide_progress(py: Python<'_>) {
+    py.detach(progress::end);
+}
+
 /// Take note of a question.
 #[pyfunction]
 fn note(question: &[u8]) {
@@ -683,8 +706,8 @@ mod _core {
     #[pymodule_export]
     use super::{
         Bundle, Modules, abi_constants, abort, broadcast, broadcast_shared, closures, connect, crc32, deliver_files,
-        filesystem_types, find_libmpi, flags_with_site, gather, is_active, is_first_on_host, is_truncated, needed,
-        note, preload, read_own, release_memory, states, store_claim, store_copy, store_link, store_open,
-        store_problem, store_put, take_notes,
+        filesystem_types, find_libmpi, flags_with_site, gather, hide_progress, is_active, is_first_on_host,
+        is_truncated, needed, next_step, note, preload, read_own, release_memory, show_progress, states, store_claim,
+        store_copy, store_link, store_open, store_problem, store_put, take_notes,
     };
 }

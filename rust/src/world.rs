@@ -9,6 +9,7 @@ use crate::libmpi;
 use crate::modules;
 use crate::mpi::{Comm, Mpi, Request};
 use crate::profile::{self, Profile, Questions};
+use crate::progress;
 use crate::store::{Incoming, Store};
 use once_cell::sync::OnceCell;
 use std::ffi::{OsStr, c_int, c_void};
@@ -256,6 +257,7 @@ impl World {
             for piece in buffer.chunks_mut(PIECE_BYTES) {
                 // SAFETY: the buffer lives for ever.
                 unsafe { self.broadcast_to_hosts(leaders, piece, what, interrupt)? };
+                progress::advance(piece.len() as u64);
             }
             let announced = vec![u8::from(is_mapped)].leak();
             self.broadcast_pieces(self.node, announced, what, interrupt)?;
@@ -405,6 +407,7 @@ impl World {
                 return Err(cause);
             }
             offset += length as u64;
+            progress::advance(length as u64);
         }
         Ok(reader.is_some_and(Reader::was_whole))
     }
