@@ -437,25 +437,27 @@ def connect(settings: Settings, folder: str) -> "Place | None":
             "MPIIMPORT_LIBMPI to the libmpi of your mpiexec." % (size, place["library"])
         )
     place["launcher"] = variable
-    agree(place)
+    agree(place, settings.policy)
     return place
 
 
-def agree(place: "Place") -> None:
-    """Make sure that every rank runs the same Python and the same mpiimport. Collective."""
+def agree(place: "Place", policy: str) -> None:
+    """Make sure that every rank runs the same Python and the same mpiimport, by the same policy. Collective."""
     core: Any = sys.modules["mpiimport._core"]
     options = " -" + "O" * sys.flags.optimize if sys.flags.optimize else ""
     version = "Python %d.%d.%d%s with mpiimport %s" % (*sys.version_info[:3], options, core.__version__)
-    fields = (version, 48), (place["host"], 64), ("01"[place["local_rank"] == 0], 1)
+    if policy != "opening":
+        version += " and --policy " + policy
+    fields = (version, 80), (place["host"], 64), ("01"[place["local_rank"] == 0], 1)
     mine = b"".join(text.encode()[:size].ljust(size) for text, size in fields)
     everyone = core.gather(mine, "every rank to say which Python it runs")
     problem = ""
     if everyone is not None:
-        place["hosts"] = sum(one[112:] == b"1" for one in everyone)
+        place["hosts"] = sum(one[144:] == b"1" for one in everyone)
         differing = [
-            "rank %d on %s %s" % (rank, one[48:112].decode("utf-8", "replace").strip(), one[:48].decode().strip())
+            "rank %d on %s %s" % (rank, one[80:144].decode("utf-8", "replace").strip(), one[:80].decode().strip())
             for rank, one in enumerate(everyone)
-            if one[:48] != mine[:48]
+            if one[:80] != mine[:80]
         ]
         if differing:
             problem = "rank 0 runs %s, but %s%s. Start all ranks with the same Python and the same options." % (
