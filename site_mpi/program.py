@@ -25,7 +25,8 @@ GRACE_S = 5.0
 class Program:
     """What to run. `code` is the marshalled code of a script, command or standard input; None for modules.
 
-    `status` is set instead, where the program cannot be started: every rank exits with it.
+    `status` is set instead, where the program cannot be started: every rank exits with it. `asked` tells it from the
+    programs that other ranks of the job may have been asked to run.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Program:
         code: "bytes | None" = None,
         status: "int | None" = None,
         source: str = "",
+        asked: "tuple[str, str] | None" = None,
     ) -> None:
         self.kind = kind
         self.target = target
@@ -43,6 +45,7 @@ class Program:
         self.code = code
         self.status = status
         self.source = source
+        self.asked = asked
 
     def folder(self) -> "str | None":
         """Return the absolute path of what is put into `sys.path` for the program, or None."""
@@ -57,7 +60,7 @@ class Program:
 
     def pack(self) -> "tuple[Any, ...]":
         """Return the program as what `marshal` can carry."""
-        return (self.kind, self.target, self.path0, self.code, self.status, self.source)
+        return (self.kind, self.target, self.path0, self.code, self.status, self.source, self.asked)
 
 
 def describe(settings: "Settings", rest: "list[str]") -> "tuple[str, str, list[str]]":
@@ -78,8 +81,20 @@ def restore_arguments(argv: "list[str]", arguments: "list[str]") -> None:
         sys.orig_argv = [sys.orig_argv[0], *arguments]
 
 
+def asked(kind: str, target: str) -> "tuple[str, str]":
+    """Return what tells this program from others."""
+    return kind, absolute(target) if kind in ("script", "module") else target
+
+
 def prepare(kind: str, target: str) -> Program:
     """Read the program, on the root. Of one that cannot be started, say what plain Python would."""
+    program = read(kind, target)
+    program.asked = asked(kind, target)
+    return program
+
+
+def read(kind: str, target: str) -> Program:
+    """Do what `prepare` does."""
     import os
 
     unsafe = not getattr(sys.flags, "safe_path", False) and not sys.flags.isolated
@@ -144,11 +159,16 @@ def is_archive(path: str) -> bool:
     return False
 
 
-def run(program: Program, session: "Session | None") -> None:
-    """Run the program as `__main__` and end this process as plain Python would, the job with it if it failed."""
+def run(program: Program, session: "Session | None", *, is_roots: bool = True) -> None:
+    """Run the program as `__main__` and end this process as plain Python would, the job with it if it failed.
+
+    One that is not the root's, in a job of several programs, ends the job even if it cannot be started.
+    """
     if program.status is not None:
         if session is not None and session.place is not None:
             time.sleep(FORWARD_S)
+        if not is_roots:
+            boot.abort(program.status, GRACE_S)
         sys.exit(program.status)
     if program.path0 is not None:
         sys.path.insert(0, program.path0)
@@ -174,7 +194,9 @@ def run(program: Program, session: "Session | None") -> None:
             exec(marshal.loads(program.code or b""), main)
     except SystemExit as cause:
         if session is not None and not session.is_root() and is_of_runpy(cause):
-            sys.exit(1)  # the root says why
+            if is_roots:
+                sys.exit(1)  # the root says why
+            boot.abort(1, GRACE_S)
         if session is not None and session.settings.abort_on_exit and session.place is not None:
             status = exit_status(cause)
             if status:

@@ -49,9 +49,12 @@ class Start:
         kind, target, argv = program.describe(self.session.settings, rest)
         program.restore_arguments(argv, arguments)
         prepared = guarded(self.session, lambda: self.stages(kind, target))
+        is_roots = prepared.status is not None or prepared.asked == program.asked(kind, target)
+        if not is_roots:
+            prepared = guarded(self.session, lambda: program.prepare(kind, target))
         if self.session.settings.write_bundle is not None:
             sys.exit(write_bundle(self.session, prepared))
-        program.run(prepared, self.session)
+        program.run(prepared, self.session, is_roots=is_roots)
 
     def start_here(self, asked: "boot.Settings", rest: "list[str]", path0: "list[str]") -> None:
         """Do all stages for a program that runs already, under `python -S`. Collective."""
