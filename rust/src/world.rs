@@ -22,6 +22,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,9 @@ const NOTES_BYTES: usize = 1 << 20;
 
 /// A host passes so much on while the next such part arrives.
 const SEGMENT_BYTES: usize = 1 << 20;
+
+const EVERY_RANK: &str = "every rank of MPI_COMM_WORLD to start mpiimport. If other programs run in this world, start \
+                          ours with MPIIMPORT_LOCAL=1";
 
 /// The name in the node store of what is being broadcast.
 const SHARED: &str = "shared";
@@ -130,7 +134,7 @@ pub fn connect(opened: Option<libmpi::Opened>, options: &Options, interrupt: &mu
     }
     let own = !mpi.is_initialized()?;
     if own {
-        mpi.init_thread(options.thread_level)?;
+        until_started(options.timeout, || mpi.init_thread(options.thread_level))?;
     }
     let (rank, size) = (mpi.rank(mpi.comm_world())?, mpi.size(mpi.comm_world())?);
     let mut wait = Wait {
@@ -143,11 +147,7 @@ pub fn connect(opened: Option<libmpi::Opened>, options: &Options, interrupt: &mu
     let slot: &'static mut usize = Box::leak(Box::new(0));
     let slot_address: *const usize = slot;
     let request = mpi.comm_idup(mpi.comm_world(), slot)?;
-    wait.until_complete(
-        request,
-        "every rank of MPI_COMM_WORLD to start mpiimport. If other programs run in this world, start ours with \
-         MPIIMPORT_LOCAL=1",
-    )?;
+    wait.until_complete(request, EVERY_RANK)?;
     // SAFETY: the request is complete, so MPI has written the slot and no longer uses it.
     let comm = mpi.comm(unsafe { slot_address.read_volatile() });
     mpi.set_errors_return(comm)?;
@@ -187,6 +187,44 @@ pub fn connect(opened: Option<libmpi::Opened>, options: &Options, interrupt: &mu
     };
     world.mpi.call_in_finalize(in_finalize)?;
     Ok(WORLD.get_or_init(|| world))
+}
+
+/// Calls MPI_Init, which waits for every rank as long as it takes: ends this process after the time limit.
+fn until_started(timeout: Duration, init: impl FnOnce() -> Result<()>) -> Result<()> {
+    let (started, waiting) = mpsc::channel::<()>();
+    let notice = NOTICE.min(timeout / 2);
+    let watchdog = std::thread::Builder::new().spawn(move || {
+        let has_waited = |time| waiting.recv_timeout(time) == Err(RecvTimeoutError::Timeout);
+        let say = |waited: &str, time: Duration| {
+            eprintln!(
+                "mpiimport: a rank on {} {waited} {} s for {EVERY_RANK}.",
+                hostname(),
+                time.as_secs()
+            );
+        };
+        if !has_waited(notice) {
+            return;
+        }
+        let first = first_on_host("notice");
+        if first.is_some() {
+            say("has waited", notice);
+        }
+        if !has_waited(timeout - notice) {
+            return;
+        }
+        if is_first_on_host() {
+            say("waited", timeout);
+        }
+        std::thread::sleep(SETTLE);
+        // SAFETY: ends the process at once; the launcher ends the others.
+        unsafe { libc::_exit(1) };
+    });
+    let result = init();
+    drop(started);
+    if let Ok(watchdog) = watchdog {
+        let _ = watchdog.join(); // it has nothing to return
+    }
+    result
 }
 
 impl World {
