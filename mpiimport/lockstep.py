@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 
     from mpiimport.session import Session
 
+ADVICE = (
+    "In lock-step, all ranks import the same modules in the same order: set PYTHONHASHSEED=0 and let no import depend "
+    "on the rank, or use the policy `opening` (docs/how-to/rank-dependent-imports.md)"
+)
+
 
 def ask(session: "Session", fullname: str, path: "Sequence[str] | None") -> Answer:
     """Have the root find the answer for all. Collective. Raises ImportError where ranks ask different questions."""
     name = fullname.encode("utf-8", "surrogatepass")
-    what = "every rank to import `%s` (policy lockstep)" % name.decode("utf-8", "replace")
+    what = "every rank to import `%s` (lockstep). %s" % (name.decode("utf-8", "replace"), ADVICE)
     mine = _imp.source_hash(0, name) + name[:120].ljust(120)
     everyone = session.together(_core.gather, mine, what)
     message = None
@@ -40,9 +45,8 @@ def ask(session: "Session", fullname: str, path: "Sequence[str] | None") -> Answ
     if not agreed:
         names, ranks = fields
         raise ImportError(
-            "policy lockstep: the ranks import different modules at the same time (`%s`; rank %s not as rank 0). Use "
-            "the policy `opening`, or the same PYTHONHASHSEED and the same imports on every rank."
-            % ("`, `".join(names), ", ".join(map(str, ranks))),
+            "lockstep: the ranks import different modules at the same time (`%s`; rank %s not as rank 0). %s."
+            % ("`, `".join(names), ", ".join(map(str, ranks)), ADVICE),
             name=fullname,
         )
     folders, *fields = fields

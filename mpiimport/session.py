@@ -262,7 +262,7 @@ class Session:
         try:
             return step(*arguments)
         except BaseException as cause:
-            boot.say("%s; ending the job." % (str(cause) or type(cause).__name__))
+            boot.say("%s. Ending the job." % (str(cause).rstrip(".") or type(cause).__name__))
             _core.abort(130 if isinstance(cause, KeyboardInterrupt) else 1, 0)
             raise
 

@@ -10,6 +10,7 @@ import mpi as mpis
 import pytest
 
 FIXED_SEED = {"PYTHONHASHSEED": "0"}
+LOCKSTEP_ADVICE = "the policy `opening` (docs/how-to/rank-dependent-imports.md)"
 
 SAY = """\
 import json, os, sys
@@ -75,11 +76,16 @@ say(colorsys.__name__, beside.__name__, sorted({"wave", "csv"} & set(sys.modules
     for (name_fits, kind, message), expected in ((first, ("csv", "wave")), (second, ("beside", "wave"))):
         assert (name_fits, kind) == (True, "ImportError")
         assert "`%s`, `%s`" % expected in message
+        assert LOCKSTEP_ADVICE in message
         assert "rank 1, 2 not as rank 0" in message
     assert after == ["colorsys", "beside", []]
 
 
-@pytest.mark.parametrize("others", ["comm.Barrier()", "sys.exit()", "import time; time.sleep(60)"])
+# What a rank has already, it does not ask for again.
+HAS_IT = "sys.mpiimport.stop(); import wave; sys.mpiimport.resume(); import wave; comm.Barrier()"
+
+
+@pytest.mark.parametrize("others", [HAS_IT, "sys.exit()", "import time; time.sleep(60)"])
 @pytest.mark.parametrize("importer", [0, 1])
 def test_lockstep_watchdog_names_who_waits_for_what_and_ends_the_job(two_mpis, script, importer, others):
     program = script(
@@ -106,6 +112,7 @@ def test_lockstep_watchdog_names_who_waits_for_what_and_ends_the_job(two_mpis, s
     assert "went on" not in result.stdout
     waits = [line for line in result.stderr.splitlines() if line.startswith("mpiimport:")]
     assert any("rank %d on" % importer in line and "`wave`" in line and "lockstep" in line for line in waits), result
+    assert all(LOCKSTEP_ADVICE in line and "PYTHONHASHSEED" in line for line in waits), result
     assert len(waits) <= 3, result
 
 
