@@ -1,39 +1,8 @@
 """mpi4py finds MPI running, on the same library and as it would have started it; what we do there cannot be seen."""
 
-import json
-
 import mpi as mpis
 import pytest
-
-PYTHONS = ("python", "python-mpi")
-
-SAY = """\
-import json, os, sys
-
-def say(*values):
-    sys.stdout.write(json.dumps(values, default=str) + "\\n")
-    sys.stdout.flush()
-
-"""
-
-
-def said(result):
-    """Return the lines of all ranks, sorted: each begins with its rank."""
-    assert result.returncode == 0, result
-    lines = sorted(map(json.loads, result.stdout.splitlines()), key=lambda line: line[0])
-    assert lines, result
-    return lines
-
-
-def same_as_plain(mpi, script, program, *options, ranks=2, **keywords):
-    """Run a program by plain Python and by ours, see that both say the same, and return it."""
-    path = script(SAY + program)
-    plain = mpi.run(ranks, "python", *options, path, **keywords)
-    ours = mpi.run(ranks, "python-mpi", *options, path, **keywords)
-    assert said(ours) == said(plain)
-    assert ours.stderr == plain.stderr
-    return said(ours)
-
+from compared import PYTHONS, SAY, said, same_as_plain
 
 COMMUNICATORS = """
 import pickle
@@ -136,6 +105,21 @@ say(MPI.COMM_WORLD.rank, MPI.COMM_WORLD.allreduce(1))
 MPI.Finalize()
 """
     same_as_plain(two_mpis, script, program, env={"MPI4PY_RC_INITIALIZE": "0"})
+
+
+def test_program_may_use_sessions_beside_the_world(two_mpis, script):
+    program = """
+from mpi4py import MPI
+session = MPI.Session.Init()
+group = session.Create_group("mpi://WORLD")
+comm = MPI.Intracomm.Create_from_group(group)
+import wave
+say(MPI.COMM_WORLD.rank, comm.rank, comm.allreduce(1), __import__("color" + "sys").__file__)
+comm.Free()
+group.Free()
+session.Finalize()
+"""
+    same_as_plain(two_mpis, script, program)
 
 
 def test_second_initialisation_fails_as_without_us(script):
@@ -241,28 +225,6 @@ def test_mpi4py_futures(two_mpis, script, executor, options):
     script("", "beside.py")
     heard = same_as_plain(two_mpis, script, FUTURES % executor, *options, ranks=3, timeout_s=30)
     assert len(heard) == 2
-
-
-@pytest.mark.parametrize("child", ["python", "python-mpi"])
-def test_spawned_processes_are_a_world_of_their_own(script, child):
-    path = script(
-        SAY
-        + """
-from mpi4py import MPI
-
-parent = MPI.Comm.Get_parent()
-if parent == MPI.COMM_NULL:
-    others = MPI.COMM_WORLD.Spawn(sys.argv[1], [__file__], maxprocs=2)
-    say(MPI.COMM_WORLD.rank, others.Get_remote_size(), others.allreduce(1), MPI.COMM_WORLD.size)
-    others.Disconnect()
-else:
-    import wave, csv
-    parent.allreduce(len([wave, csv]))
-    parent.Disconnect()
-"""
-    )
-    plain = mpis.MPICH.run(2, "python", path, mpis.BIN / "python", timeout_s=20)
-    assert said(mpis.MPICH.run(2, "python-mpi", path, mpis.BIN / child, timeout_s=20)) == said(plain)
 
 
 def test_benchmark_of_mpi4py_says_the_same():
