@@ -293,7 +293,7 @@ unsafe extern "C" fn compare_soname(info: *mut libc::dl_phdr_info, _size: usize,
             return 0;
         };
         let (mut strings, mut soname) = (None, None);
-        let mut entry = (base + dynamic.p_vaddr as usize) as *const Entry;
+        let mut entry = base.wrapping_add(dynamic.p_vaddr as usize) as *const Entry;
         while (*entry).tag != DT_NULL {
             match (*entry).tag {
                 DT_STRTAB => strings = Some((*entry).value),
@@ -312,12 +312,57 @@ unsafe extern "C" fn compare_soname(info: *mut libc::dl_phdr_info, _size: usize,
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn what_is_loaded_is_known_by_its_soname() {
         assert!(is_loaded("libc.so.6"));
         assert!(!is_loaded("libc.so"));
+    }
+    proptest! {
+        #[test]
+        fn a_search_path_leads_to_folders_without_tokens_and_dots(
+            parts in prop::collection::vec(prop_oneof!["[.]{0,3}", "[a-z]{1,3}", r"\$(\{ORIGIN\}|ORIGIN|LIB|\{LIB|PLATFORM|\{\})", any::<String>()], 0..8),
+            origin in "(/[a-z.]{0,3}){1,4}",
+        ) {
+            let folders = expand(&parts.join("/"), Path::new(&origin));
+            prop_assert!(!folders.is_empty() && folders.len() <= 3);
+            for folder in folders {
+                let text = folder.to_str().unwrap();
+                prop_assert!(text.starts_with('/') && !text.split('/').any(|part| part == "." || part == ".."));
+                prop_assert_eq!(normal(text), folder);
+            }
+        }
+
+        /// Names as hostile as they come, and circles.
+        #[test]
+        fn whatever_libraries_say_that_they_need_each_that_is_there_travels_once(
+            needs in prop::collection::vec(prop::collection::vec(0..12_usize, 0..5), 8),
+        ) {
+            const NAMES: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "..", "", "x/../a", "absent\n"];
+            let folder = tempfile::tempdir().unwrap();
+            let home = folder.path().canonicalize().unwrap();
+            let (library_path, system, loaded) = (vec![home.clone()], Vec::new(), HashSet::new());
+            let mut closures = Closures::new(Search { library_path, system, loaded });
+            for (name, needs) in NAMES.iter().zip(&needs) {
+                std::fs::write(home.join(name), "").unwrap();
+                let needed = needs.iter().map(|&at| NAMES[at].to_owned()).collect();
+                let dynamic = Dynamic { needed, ..Dynamic::default() };
+                closures.read.insert(home.join(name), Some(dynamic));
+            }
+            let mut reached = HashSet::new();
+            let mut pending = needs[0].clone();
+            while let Some(at) = pending.pop() {
+                if at < needs.len() && reached.insert(home.join(NAMES[at])) {
+                    pending.extend(&needs[at]);
+                }
+            }
+            let found: Vec<_> = closures.of(&home.join("a")).into_iter().map(|library| library.path).collect();
+            prop_assert_eq!(found.len(), reached.len());
+            prop_assert_eq!(found.into_iter().collect::<HashSet<_>>(), reached);
+        }
     }
 }

@@ -174,7 +174,9 @@ fn split(search_path: &str) -> Vec<String> {
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::fs;
+    use std::io::Read;
     use std::ops::Range;
     use std::os::unix::fs::FileExt;
     use std::process::Command;
@@ -353,5 +355,61 @@ mod tests {
         }
         assert!(dynamic(&folder.path().join("absent")).is_err());
         assert!(dynamic(folder.path()).is_err());
+    }
+    /// A file that has a dynamic section with these entries, and strings for them.
+    fn image(entries: &[(u64, u64)], strings: &[u8]) -> Vec<u8> {
+        let (start, size) = (64 + 2 * 56, 16 * (entries.len() as u64 + 2));
+        let mut bytes = Vec::new();
+        let this = File::open(std::env::current_exe().unwrap()).unwrap();
+        this.take(64).read_to_end(&mut bytes).unwrap();
+        bytes[32..40].copy_from_slice(&64_u64.to_ne_bytes());
+        bytes[54..58].copy_from_slice([56_u16.to_ne_bytes(), 2_u16.to_ne_bytes()].concat().as_slice());
+        let end = start + size + strings.len() as u64;
+        for (kind, offset, size) in [(elf::PT_LOAD, 0, end), (elf::PT_DYNAMIC, start, size)] {
+            bytes.extend(u64::from(kind.0).to_ne_bytes());
+            bytes.extend(
+                [offset, offset, offset, size, size, 0]
+                    .iter()
+                    .flat_map(|word| word.to_ne_bytes()),
+            );
+        }
+        for &(tag, value) in entries.iter().chain(&[(elf::DT_STRTAB.0 as u64, start + size), (0, 0)]) {
+            bytes.extend([tag, value].iter().flat_map(|word| word.to_ne_bytes()));
+        }
+        bytes.extend(strings);
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_dynamic_section_says_is_read_as_it_stands_or_refused(
+            names in prop::collection::vec("[a-z$/:.]{0,20}", 1..6),
+            tags in prop::collection::vec(prop_oneof![4 => Just(1_u64), 1 => Just(14), 1 => Just(15), 1 => Just(29), 1 => 30..99_u64], 5),
+            damages in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            length: prop::sample::Index,
+        ) {
+            let mut strings = Vec::new();
+            let entries: Vec<_> = names
+                .iter()
+                .zip(&tags)
+                .map(|(name, &tag)| {
+                    let offset = strings.len() as u64;
+                    strings.extend([name.as_bytes(), b"\0"].concat());
+                    (tag, offset)
+                })
+                .collect();
+            let mut bytes = image(&entries, &strings);
+            let found = parse(bytes.as_slice()).unwrap();
+            let with = |wanted: u64| names.iter().zip(&tags).filter(move |(_, tag)| **tag == wanted).map(|(name, _)| name);
+            prop_assert_eq!(found.needed.iter().collect::<Vec<_>>(), with(1).collect::<Vec<_>>());
+            prop_assert_eq!(found.soname.as_ref(), with(14).next_back());
+            prop_assert_eq!(found.runpath, with(29).next_back().map_or(Vec::new(), |path| split(path)));
+            for (place, value) in damages {
+                let place = place.index(bytes.len());
+                bytes[place] = value;
+                let _ = parse(bytes.as_slice());
+            }
+            let _ = parse(&bytes[..length.index(bytes.len())]);
+        }
     }
 }

@@ -370,3 +370,82 @@ pub fn in_parallel<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(
             one_after_another()
         })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::fs;
+
+    fn searcher() -> Searcher {
+        Searcher::new(Rules {
+            extension_suffixes: vec![".so".to_owned()],
+            magic: b"\x01\x02\r\n".to_vec(),
+            bytecode_suffix: ".python.pyc".to_owned(),
+            pycache_prefix: None,
+        })
+    }
+
+    fn find(name: &OsStr, folder: &Path) -> (Found, Vec<u8>) {
+        let (name, folders) = (name.to_owned(), Arc::new(vec![folder.as_os_str().to_owned()]));
+        let (mut found, code) = searcher().find_all(&[Question { name, folders }]);
+        (found.remove(0), code)
+    }
+
+    proptest! {
+        #[test]
+        fn bytecode_is_used_whole_or_left_to_importlib(
+            rest in prop::collection::vec(any::<u8>(), 0..40),
+            damages in prop::collection::vec((0..56_usize, any::<u8>()), 0..3),
+            length in prop_oneof![3 => Just(usize::MAX), 1 => 0..56_usize],
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let source = folder.path().join("module.py");
+            fs::write(&source, "text").unwrap();
+            let modified = u32::try_from(stat(&source).unwrap().st_mtime).unwrap();
+            let header = [*b"\x01\x02\r\n", [0; 4], modified.to_le_bytes(), 4_u32.to_le_bytes()].concat();
+            let mut bytes = [header.as_slice(), &rest].concat();
+            for (place, value) in damages {
+                if let Some(byte) = bytes.get_mut(place) {
+                    *byte = value;
+                }
+            }
+            bytes.truncate(length);
+            fs::create_dir(folder.path().join("__pycache__")).unwrap();
+            fs::write(folder.path().join("__pycache__/module.python.pyc"), &bytes).unwrap();
+            match (find(OsStr::new("module"), folder.path()), bytes.strip_prefix(header.as_slice())) {
+                ((Found::Module(module), code), Some(expected)) => {
+                    prop_assert_eq!(&code[module.source.unwrap().code], expected);
+                }
+                ((Found::Unknown, _), None) => {}
+                (_, expected) => panic!("{expected:?}"),
+            }
+        }
+
+        #[test]
+        fn names_of_any_bytes_are_listed_and_found(
+            names in prop::collection::btree_set("[^/\\x00]{1,9}".prop_map(String::into_bytes), 1..9),
+            spoilt: u8,
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let spoilt = spoilt.max(0x80);
+            let names: Vec<_> = names.into_iter().map(|name| OsString::from_vec([&name[..], &[spoilt]].concat())).collect();
+            for name in &names {
+                let mut file = name.clone();
+                file.push(".so");
+                fs::write(folder.path().join(file), "").unwrap();
+            }
+            for name in &names {
+                let (found, _) = find(name, folder.path());
+                prop_assert!(matches!(found, Found::Module(module) if module.source.is_none()));
+            }
+            prop_assert!(matches!(find(OsStr::new("absent"), folder.path()).0, Found::Missing));
+            let searcher = searcher();
+            searcher.list_all(&[folder.path().as_os_str().to_owned()]);
+            let (_, listed) = searcher.seen().remove(0);
+            let Some(Folder::Listed(listing)) = listed.get() else { panic!("it is not listed") };
+            prop_assert_eq!(listing.names().count(), names.len());
+        }
+    }
+}

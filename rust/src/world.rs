@@ -946,3 +946,23 @@ fn leave_store(world: &World, all_end: bool) {
         eprintln!("mpiimport: {cause}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_travels_is_whole_lines_and_all_ranks_together_fit_one_call(
+            lengths in prop::collection::vec(1..100_000_usize, 0..40),
+            ranks in prop_oneof![1..40_usize, 1000..100_000_usize],
+        ) {
+            let questions: Questions = lengths.into_iter().map(|length| vec![b'a'; length]).collect();
+            let lines = profile::joined(&questions);
+            let sent = &lines[..most(&lines, ranks)];
+            prop_assert!(profile::split(sent).all(|line| questions.contains(&line)));
+            prop_assert!((sent.len() + 1) * ranks <= c_int::MAX as usize);
+        }
+    }
+}
