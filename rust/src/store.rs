@@ -20,8 +20,8 @@ use std::ffi::c_void;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
 use std::ptr;
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,7 @@ impl Incoming {
     /// # Errors
     /// The part is not within the file, or does not begin at a page.
     pub fn window(&self, offset: u64, size_bytes: usize) -> Result<Window> {
-        if size_bytes == 0 || offset + size_bytes as u64 > self.size_bytes {
+        if size_bytes == 0 || offset.saturating_add(size_bytes as u64) > self.size_bytes {
             return Err(Error::new(format!(
                 "a part of {size_bytes} bytes at {offset} is not within `{}`",
                 self.destination.display()
@@ -122,7 +122,7 @@ impl Drop for Window {
 /// Reserves the space of a whole file, so that a full tmpfs is an error here and no SIGBUS later.
 fn reserve(file: &File, size_bytes: u64) -> io::Result<()> {
     let room = rustix::fs::fstatvfs(file)?;
-    if room.f_bavail * room.f_frsize < size_bytes + RESERVED_BYTES {
+    if room.f_bavail * room.f_frsize < size_bytes.saturating_add(RESERVED_BYTES) {
         return Err(io::Error::from(io::ErrorKind::StorageFull));
     }
     if size_bytes > 0 {
@@ -151,7 +151,9 @@ impl Store {
         let mut causes = Vec::new();
         // All of them: a former run may have found the first one full.
         for root in roots {
-            sweep(root);
+            if keeps_names(root).is_ok() {
+                sweep(root);
+            }
         }
         for root in roots {
             match Self::create_in(root) {
@@ -175,6 +177,7 @@ impl Store {
     }
 
     fn create_in(root: &Path) -> io::Result<Self> {
+        keeps_names(root)?;
         let place = rustix::fs::statvfs(root)?;
         if place.f_flag.contains(rustix::fs::StatVfsMountFlags::NOEXEC) {
             return Err(io::Error::other("it is mounted noexec"));
@@ -338,15 +341,18 @@ impl Store {
         map().map_err(|cause| self.error("map", name, &cause))
     }
 
-    /// Where the copy of a file is, or would be.
-    pub fn copy_path(&self, original: &Path) -> PathBuf {
+    /// Where the copy of a file is, or would be. A path with `..` has no copy: where folders are links, it is not the
+    /// place that its letters say, which may be another file's or outside of the store.
+    pub fn copy_path(&self, original: &Path) -> Option<PathBuf> {
         let relative = original.strip_prefix("/").unwrap_or(original);
-        self.path.join("root").join(relative)
+        let is_plain = relative.components().all(|part| part != Component::ParentDir);
+        is_plain.then(|| self.path.join("root").join(relative))
     }
 
     /// Whether there is a copy, and not only a link to the original.
     pub fn has_copy(&self, original: &Path) -> bool {
-        fs::symlink_metadata(self.copy_path(original)).is_ok_and(|metadata| metadata.is_file())
+        self.copy_path(original)
+            .is_some_and(|copy| fs::symlink_metadata(copy).is_ok_and(|metadata| metadata.is_file()))
     }
 
     /// Links to a file beside the copies of its siblings, where nothing is yet.
@@ -354,7 +360,9 @@ impl Store {
     /// # Errors
     /// The folder or the link cannot be made.
     pub fn link(&self, original: &Path) -> Result<()> {
-        let link = self.copy_path(original);
+        let Some(link) = self.copy_path(original) else {
+            return Ok(()); // nor have its siblings a copy
+        };
         let make = || -> io::Result<()> {
             fs::create_dir_all(link.parent().unwrap_or(&self.path))?;
             match std::os::unix::fs::symlink(original, &link) {
@@ -368,9 +376,14 @@ impl Store {
     /// Begins the copy of a file; it is not there until [`Incoming::finish`].
     ///
     /// # Errors
-    /// There is no room for it.
+    /// There is no room for it, or no place.
     pub fn receive(&self, original: &Path, size_bytes: u64) -> Result<Incoming> {
-        let destination = self.copy_path(original);
+        let Some(destination) = self.copy_path(original) else {
+            return Err(Error::new(format!(
+                "no copy is made of `{}`: its path has `..`",
+                original.display()
+            )));
+        };
         let begin = || -> io::Result<Incoming> {
             let folder = destination.parent().unwrap_or(&self.path);
             fs::create_dir_all(folder)?;
@@ -477,6 +490,17 @@ fn sweep(root: &Path) {
     }
 }
 
+/// Whether nobody else can move what this user makes in a folder: a store that is removed would be another folder.
+fn keeps_names(root: &Path) -> io::Result<()> {
+    let mode = fs::metadata(root)?.mode();
+    if mode & 0o022 != 0 && mode & 0o1000 == 0 {
+        return Err(io::Error::other(
+            "others can rename what is made there; chmod +t would mend that",
+        ));
+    }
+    Ok(())
+}
+
 fn own_prefix() -> String {
     format!("{PREFIX}{}-", rustix::process::getuid().as_raw())
 }
@@ -499,7 +523,8 @@ fn open_own_folder(path: &Path) -> io::Result<OwnedFd> {
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+    use proptest::prelude::*;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
     const SHORT: Duration = Duration::from_millis(50);
 
@@ -720,7 +745,7 @@ mod tests {
         assert!(store.map_new("file", 1 << 60).is_err());
         assert!(store.receive(Path::new("/usr/lib/large.so"), 1 << 60).is_err());
         assert!(!store.path().join("file").exists());
-        let copies = store.copy_path(Path::new("/usr/lib"));
+        let copies = store.copy_path(Path::new("/usr/lib")).unwrap();
         assert_eq!(fs::read_dir(copies).unwrap().count(), 0);
     }
 
@@ -730,7 +755,7 @@ mod tests {
         let root = root();
         let store = create(&root);
         let original = Path::new("/opt/venv/lib/module.so");
-        let copy = store.copy_path(original);
+        let copy = store.copy_path(original).unwrap();
         assert_eq!(copy, store.path().join("root/opt/venv/lib/module.so"));
         drop(store.receive(original, 10).unwrap());
         assert_eq!(fs::read_dir(copy.parent().unwrap()).unwrap().count(), 0);
@@ -758,8 +783,56 @@ mod tests {
             store.link(&sibling).unwrap();
         }
         assert!(store.has_copy(&original) && !store.has_copy(&sibling));
-        assert_eq!(fs::read_link(store.copy_path(&sibling)).unwrap(), sibling);
-        assert_eq!(fs::read_to_string(store.copy_path(&original)).unwrap(), "native");
+        assert_eq!(fs::read_link(store.copy_path(&sibling).unwrap()).unwrap(), sibling);
+        assert_eq!(
+            fs::read_to_string(store.copy_path(&original).unwrap()).unwrap(),
+            "native"
+        );
         assert!(store.copy(&root.path().join("absent.so")).is_err());
+    }
+    #[test]
+    fn a_folder_in_which_others_can_rename_is_neither_used_nor_swept() {
+        let root = root();
+        let dead = abandoned(&root, &format!("{}dead", own_prefix()));
+        for mode in [0o777, 0o770, 0o702] {
+            fs::set_permissions(root.path(), fs::Permissions::from_mode(mode)).unwrap();
+            let cause = Store::create(&[root.path().to_owned()]).err().unwrap().to_string();
+            assert!(cause.contains("others can rename"), "{cause}");
+            assert!(dead.exists());
+        }
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+        create(&root);
+        assert!(!dead.exists());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_path_is_nothing_is_written_outside_of_the_store(
+            parts in prop::collection::vec(prop_oneof![3 => Just("..".to_owned()), 2 => "[a-z.]{0,3}", 1 => "[^/\\x00]{1,9}"], 0..9),
+            absolute: bool,
+        ) {
+            // Deeper than any of these paths leads, were it followed.
+            let root = root();
+            let home = root.path().join("a/b/c/d/e/f");
+            fs::create_dir_all(&home).unwrap();
+            let store = Store::create(&[home]).unwrap();
+            let original = PathBuf::from(format!("{}{}", if absolute { "/" } else { "" }, parts.join("/")));
+            let made = store.receive(&original, 1).and_then(Incoming::finish).is_ok();
+            prop_assert_eq!(made, store.has_copy(&original));
+            prop_assert!(!made || !parts.contains(&"..".to_owned()));
+            let _ = store.link(&original);
+            for folder in store.path().ancestors().take_while(|folder| folder.starts_with(root.path())) {
+                let names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+                prop_assert!(names.len() == 1 || folder == store.path() && names.is_empty(), "{names:?}");
+            }
+        }
+
+        #[test]
+        fn any_answer_comes_back_whole(key in "[0-9a-f]{16}", answer in prop::collection::vec(any::<u8>(), 0..300)) {
+            let root = root();
+            let mut store = create(&root);
+            store.put(&key, &answer).unwrap();
+            prop_assert_eq!(store.get(&key).unwrap(), Some(answer));
+        }
     }
 }
