@@ -11,12 +11,14 @@
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
-use std::io::Write;
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+/// What a profile begins with.
+const KIND: &[u8] = b"mpiimport profile ";
 /// A question that so many runs did not ask is forgotten.
 const RUNS: u32 = 8;
 /// A profile that was not used for so long is removed, and so is the rest of a write that was killed.
@@ -150,12 +152,38 @@ impl Profile {
     }
 }
 
-fn replace(folder: &Path, path: &Path, text: &[u8]) -> std::io::Result<()> {
+fn replace(folder: &Path, path: &Path, text: &[u8]) -> io::Result<()> {
+    let owners = [0, rustix::process::geteuid().as_raw()];
+    let is_others = |path: &Path| fs::symlink_metadata(path).is_ok_and(|status| !owners.contains(&status.uid()));
+    // A link that another user made may lead to any folder of this one.
+    if is_others(folder)
+        || folder
+            .parent()
+            .is_some_and(|above| above.is_symlink() && is_others(above))
+    {
+        return Err(io::Error::other("its folder belongs to another user"));
+    }
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let mut file = tempfile::Builder::new().prefix(".profile-").tempfile_in(folder)?;
     file.write_all(text)?;
+    // A run takes hours: what is there now need not be what was read.
+    if !KIND.starts_with(&beginning(path)) {
+        return Err(io::Error::other("there is another file by now"));
+    }
     file.persist(path)?;
     Ok(())
+}
+
+/// What a file begins with: as much as says whether it is a profile, or nothing.
+fn beginning(path: &Path) -> Vec<u8> {
+    let mut begins = Vec::new();
+    let file = fs::File::options()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
+    // What cannot be read says nothing.
+    let _ = file.and_then(|file| file.take(KIND.len() as u64).read_to_end(&mut begins));
+    begins
 }
 
 /// Removes what was not used for long. What cannot be removed is no reason to say anything at the end of a run.
@@ -168,8 +196,12 @@ fn remove_unused(folder: &Path) {
         let age = age
             .ok()
             .and_then(|modified| SystemTime::now().duration_since(modified).ok());
-        let is_ours = name.ends_with(".profile") || name.starts_with(".profile-");
-        if is_ours && age.is_some_and(|age| age > UNUSED) {
+        // A user may have chosen any folder, with other files of this name.
+        let is_ours = || {
+            let begins = beginning(&entry.path());
+            name.ends_with(".profile") && begins == KIND || name.starts_with(".profile-") && KIND.starts_with(&begins)
+        };
+        if age.is_some_and(|age| age > UNUSED) && is_ours() {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -179,6 +211,7 @@ fn remove_unused(folder: &Path) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn questions(names: &[&str]) -> Questions {
         names.iter().map(|name| name.as_bytes().to_vec()).collect()
@@ -190,8 +223,11 @@ mod tests {
         let path = folder.path().join("profiles/one.profile");
         let run = |asked: &[&str]| {
             let text = fs::read(&path).unwrap_or_default();
-            let earlier = text.strip_prefix(b"head\n\n").unwrap_or_default().to_vec();
-            let header = b"head\n".to_vec();
+            let earlier = text
+                .strip_prefix(b"mpiimport profile 1\n\n")
+                .unwrap_or_default()
+                .to_vec();
+            let header = b"mpiimport profile 1\n".to_vec();
             let profile = Profile {
                 path: path.clone(),
                 header,
@@ -199,13 +235,14 @@ mod tests {
                 speaks: false,
             };
             profile.keep(&questions(asked));
-            fs::read_to_string(&path).unwrap()
+            let text = fs::read_to_string(&path).unwrap();
+            text.strip_prefix("mpiimport profile 1\n\n").unwrap().to_owned()
         };
         run(&["always", "once"]);
         for runs in 1..RUNS {
-            assert_eq!(run(&["always"]), format!("head\n\n0\talways\n{runs}\tonce\n"));
+            assert_eq!(run(&["always"]), format!("0\talways\n{runs}\tonce\n"));
         }
-        assert_eq!(run(&["always"]), "head\n\n0\talways\n");
+        assert_eq!(run(&["always"]), "0\talways\n");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 
@@ -213,7 +250,7 @@ mod tests {
     fn who_reads_meanwhile_finds_one_version_or_another_and_all_of_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("one.profile");
-        let versions: Vec<Vec<u8>> = (0..4).map(|version| vec![version; 200_000]).collect();
+        let versions: Vec<Vec<u8>> = (0..4).map(|version| [KIND, &[version; 200_000]].concat()).collect();
         replace(folder.path(), &path, &versions[0]).unwrap();
         std::thread::scope(|scope| {
             for version in &versions {
@@ -225,6 +262,40 @@ mod tests {
             }
         });
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_profiles_and_what_is_left_of_them_are_replaced_and_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = |name: &str, text: &[u8]| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            let long_ago = SystemTime::now() - 2 * UNUSED;
+            fs::File::open(&path).unwrap().set_modified(long_ago).unwrap();
+            path
+        };
+        let gone = [
+            made("unused.profile", b"mpiimport profile 1\n"),
+            made(".profile-killed", b"mpiimp"),
+            made(".profile-empty", b""),
+        ];
+        let kept = [
+            made("others.profile", b"[Appearance]\n"),
+            made("empty.profile", b""),
+            made(".profile-others", b"alias"),
+            made("notes", b"mpiimport profile 1\n"),
+        ];
+        std::os::unix::fs::symlink(&kept[0], folder.path().join("link.profile")).unwrap();
+        remove_unused(folder.path());
+        assert!(!gone.iter().any(|path| path.exists()));
+        assert!(kept.iter().all(|path| path.exists()));
+        assert!(replace(folder.path(), &kept[0], KIND).is_err());
+        assert_eq!(fs::read(&kept[0]).unwrap(), b"[Appearance]\n");
+        for path in [&kept[1], &kept[3], &folder.path().join("link.profile")] {
+            replace(folder.path(), path, KIND).unwrap();
+        }
+        assert_eq!(fs::read(&kept[0]).unwrap(), b"[Appearance]\n");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 5);
     }
 
     #[test]
@@ -260,5 +331,31 @@ mod tests {
         let asked = questions(&["module\tone\t/lib", "module\ttwo\t/lib"]);
         assert_eq!(split(&joined(&asked)).collect::<Questions>(), asked);
         assert_eq!(split(&joined(&Questions::new())).count(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_lines_survive_the_journey(asked in prop::collection::btree_set(any::<Vec<u8>>(), 0..20)) {
+            let is_line = |one: &Vec<u8>| !one.is_empty() && !one.contains(&b'\n');
+            let asked: Questions = asked.into_iter().filter(is_line).collect();
+            prop_assert_eq!(split(&joined(&asked)).collect::<Questions>(), asked);
+        }
+
+        #[test]
+        fn whatever_earlier_runs_left_behind_what_is_kept_can_be_read(
+            earlier in prop::collection::vec(prop_oneof!["[0-9]{0,11}\tm[^\n]{0,9}".prop_map(String::into_bytes), any::<Vec<u8>>()], 0..20),
+            asked in prop::collection::btree_set("module\t[a-z]", 0..4),
+        ) {
+            let asked: Questions = asked.into_iter().map(String::into_bytes).collect();
+            let (path, header, earlier) = (PathBuf::new(), Vec::new(), earlier.join(&b'\n'));
+            let profile = Profile { path, header, earlier, speaks: false };
+            let after = profile.after(&asked);
+            for (question, &runs) in &after {
+                prop_assert!(!question.contains(&b'\n'));
+                prop_assert_eq!(runs == 0, asked.contains(question));
+                prop_assert!(runs < RUNS);
+            }
+            prop_assert!(asked.iter().all(|question| after.contains_key(question)));
+        }
     }
 }
