@@ -12,6 +12,7 @@ use crate::profile::{self, Profile, Questions};
 use crate::progress;
 use crate::store::{Incoming, Store};
 use once_cell::sync::OnceCell;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use std::ffi::{OsStr, c_int, c_void};
 use std::fs::File;
 use std::hash::Hasher;
@@ -858,7 +859,7 @@ impl Wait<'_> {
                         waited.as_secs()
                     );
                 }
-                noticed = Some(first);
+                noticed = Some(first.flatten());
             }
         }
         Ok(())
@@ -887,16 +888,33 @@ pub fn hostname() -> String {
 
 /// Whether this is the first to ask of the ranks that one launcher started on this host; it stays so until it ends.
 pub fn is_first_on_host() -> bool {
-    static FIRST: OnceCell<Option<UnixListener>> = OnceCell::new();
+    static FIRST: OnceCell<Option<Option<UnixListener>>> = OnceCell::new();
     FIRST.get_or_init(|| first_on_host("end")).is_some()
 }
 
-/// Held by the first of the ranks that one launcher started on this host; without a file, and without MPI.
-fn first_on_host(subject: &str) -> Option<UnixListener> {
+/// What the first of the ranks that one launcher started on this host holds; without a file, and without MPI. Where
+/// another user holds it, each rank is the first, with nothing to hold: nobody else may silence them.
+fn first_on_host(subject: &str) -> Option<Option<UnixListener>> {
     let launcher = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
     let name = format!("mpiimport-{}-{launcher}-{subject}", rustix::process::getuid().as_raw());
-    let address = SocketAddr::from_abstract_name(name).ok()?;
-    UnixListener::bind_addr(&address).ok()
+    let address = SocketAddr::from_abstract_name(&name).ok()?;
+    match UnixListener::bind_addr(&address) {
+        Ok(listener) => Some(Some(listener)),
+        Err(cause) if cause.kind() == std::io::ErrorKind::AddrInUse && !is_held_by_us(&name) => Some(None),
+        Err(_) => None,
+    }
+}
+
+/// Whether a process of this user listens at an abstract address.
+fn is_held_by_us(name: &str) -> bool {
+    let peer = || -> rustix::io::Result<_> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
+        rustix::net::sockopt::socket_peercred(&socket)
+    };
+    // Who does not listen at once is none of ours.
+    peer().is_ok_and(|peer| peer.uid == rustix::process::getuid())
 }
 
 /// Called by MPI_Finalize, whoever calls that: the last moment at which our communicators can be freed.
