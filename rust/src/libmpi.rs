@@ -217,7 +217,8 @@ fn preload_libfabric(library: &Library, path: &Path, scope: c_int) {
     if std::env::var_os("FI_PROVIDER_PATH").is_none() {
         let providers = folder.join("prov");
         let providers = if providers.is_dir() { providers } else { folder.clone() };
-        // SAFETY: the interpreter has started no thread yet that could read the environment.
+        // SAFETY: under python-mpi there is no other thread yet. With `install()` there may be: glibc locks out one that
+        // changes the environment, and from 2.41 on one that reads it; os.environ[...] = ... is no safer.
         unsafe { std::env::set_var("FI_PROVIDER_PATH", providers) };
     }
     // SAFETY: as for libmpi itself.

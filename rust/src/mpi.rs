@@ -179,10 +179,11 @@ impl Mpi {
 
     /// Starts `MPI_Comm_idup`. The handle is written to `duplicate` by the time the request completes.
     ///
-    /// `duplicate` is leaked to MPI until then, so it lives for ever.
-    pub fn comm_idup(&self, comm: Comm, duplicate: &'static mut usize) -> Result<Request> {
+    /// # Safety
+    /// `duplicate` must be a zero that stays valid and untouched until the request is complete.
+    pub unsafe fn comm_idup(&self, comm: Comm, duplicate: *mut usize) -> Result<Request> {
         let mut request = 0;
-        // SAFETY: the out-argument outlives the operation.
+        // SAFETY: a valid communicator; the caller vouches for the out-argument.
         let code = unsafe { (self.functions.comm_idup)(comm.0, duplicate, &raw mut request) };
         self.check("MPI_Comm_idup", code)?;
         Ok(Request(self.handle(request)))

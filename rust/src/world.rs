@@ -145,12 +145,12 @@ pub fn connect(opened: Option<libmpi::Opened>, options: &Options, interrupt: &mu
         interrupt,
     };
     // The handle's slot belongs to MPI until the request is complete, and for ever if it never is.
-    let slot: &'static mut usize = Box::leak(Box::new(0));
-    let slot_address: *const usize = slot;
-    let request = mpi.comm_idup(mpi.comm_world(), slot)?;
+    let slot = Box::into_raw(Box::new(0));
+    // SAFETY: the slot is never freed.
+    let request = unsafe { mpi.comm_idup(mpi.comm_world(), slot)? };
     wait.until_complete(request, EVERY_RANK)?;
     // SAFETY: the request is complete, so MPI has written the slot and no longer uses it.
-    let comm = mpi.comm(unsafe { slot_address.read_volatile() });
+    let comm = mpi.comm(unsafe { slot.read() });
     mpi.set_errors_return(comm)?;
     let mut node = mpi.comm_split_shared(comm, rank)?;
     let (local_rank, local_size) = (mpi.rank(node)?, mpi.size(node)?);
@@ -255,7 +255,7 @@ impl World {
             buffer.copy_from_slice(data);
         }
         self.broadcast_pieces(self.comm, buffer.leak(), what, interrupt)
-            // SAFETY: the slice is what was leaked above; MPI is done with it.
+            // SAFETY: the slice is what was leaked above, and `vec!` allocates no more than that; MPI is done with it.
             .map(|buffer| unsafe { Vec::from_raw_parts(buffer.as_mut_ptr(), buffer.len(), buffer.len()) })
     }
 
