@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def main(arguments: "list[str] | None" = None) -> int:
     """Do what the command line asks for. Return the exit status."""
     chosen = parser().parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a path may be of any bytes
     try:
         status: int = chosen.run(chosen)
         sys.stdout.flush()
@@ -140,8 +141,8 @@ def profile_files() -> "list[Path]":
     return sorted(found, key=lambda file: file.lstat().st_mtime, reverse=True)
 
 
-def read_profile(file: Path) -> "tuple[dict[str, str], list[tuple[int, str, list[str]]]]":
-    """Return what a profile says of itself, and its questions: (runs since, kind, fields). Raises ValueError."""
+def read_profile(file: Path) -> "tuple[dict[str, str], list[tuple[str, list[str]]]]":
+    """Return what a profile says of itself, and its questions: (kind, fields). Raises ValueError."""
     try:
         text = _core.read_own(str(file)).decode("utf-8", "surrogateescape")
     except OSError as cause:
@@ -158,7 +159,7 @@ def read_profile(file: Path) -> "tuple[dict[str, str], list[tuple[int, str, list
         runs, *question = line.split("\t")
         if rest or not runs.isdecimal() or len(question) < 2:
             raise ValueError("`%s` is damaged" % file)
-        questions.append((int(runs), question[0], question[1:]))
+        questions.append((question[0], question[1:]))  # what counts the runs may have any length
     return {name: value for name, _, value in (line.partition(" ") for line in lines)}, questions
 
 
@@ -227,9 +228,9 @@ def show_profile(chosen: argparse.Namespace) -> int:
         print(file)
         for name, value in about.items():
             print("%-8s %s" % (name, value))
-        show_names([fields[0] for _, kind, fields in questions if kind == "module"], verbose=chosen.verbose)
+        show_names([fields[0] for kind, fields in questions if kind == "module"], verbose=chosen.verbose)
         for what in ("file", "folder", "link"):
-            count = sum(kind == what for _, kind, _ in questions)
+            count = sum(kind == what for kind, _ in questions)
             if count:
                 print("%6d  %ss" % (count, what))
     return 0
