@@ -12,7 +12,7 @@ SLOWFS := target/slowfs/release/slowfs
 # The user's settings must not change what is built and tested.
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME PYTHONUNBUFFERED PYTHONOPTIMIZE
 
-.PHONY: demo test test-nightly test-rust lint bench clean
+.PHONY: demo test test-nightly test-rust test-sanitized lint deny advisories bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built .mpi/mpich/.installed
@@ -23,11 +23,17 @@ test: test-rust $(VENV)/.built $(MPIS:%=.mpi/%/.installed) .mpi/impi-devel/.inst
 	$(IN_VENV)/python -Im pytest --import-mode=importlib
 
 # It installs many packages for several Pythons, which takes some GB below .pythons.
-test-nightly: $(VENV)/.built .mpi/mpich/.installed
+test-nightly: test-sanitized $(VENV)/.built .mpi/mpich/.installed
 	$(IN_VENV)/python -Im pytest --import-mode=importlib -m nightly
 
 test-rust: .tools
-	cargo test --quiet --no-default-features
+	PROPTEST_RNG_SEED=1 cargo test --quiet --no-default-features
+
+# The core's tests with AddressSanitizer, which stable compilers bring but do not offer; the properties with many more
+# and always other cases.
+test-sanitized: .tools
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address PROPTEST_CASES=4000 cargo test --quiet --no-default-features --lib \
+		--target $(shell rustc --print host-tuple) --target-dir target/sanitized
 
 lint: $(VENV)/.built
 	cargo fmt --check
@@ -39,6 +45,17 @@ lint: $(VENV)/.built
 	$(IN_VENV)/ruff check
 	$(IN_VENV)/mypy
 	$(IN_VENV)/python -Im mypy.stubtest mpiimport._core --allowlist tests/stubtest.allow
+
+# The crates that the core is made of: their licences, sources and versions, by deny.toml. `make advisories` asks the
+# RustSec database for what is known of them, over the network.
+deny: target/tools/bin/cargo-deny
+	$< --locked check licenses bans sources
+
+advisories: target/tools/bin/cargo-deny
+	$< --locked check advisories
+
+target/tools/bin/cargo-deny: | .tools
+	cargo install --quiet --locked --debug --no-default-features --root target/tools cargo-deny@0.20.2
 
 # Each is one question; benchmarks/results has the answers.
 BENCHMARKS := operations memory warm slow_filesystem latency pynamic parts model
