@@ -142,6 +142,20 @@ def test_originals_are_opened_where_nothing_is_to_be_copied(chain, options):
         assert not [path for path in mapped if "/mpiimport-" in path]
 
 
+def test_what_is_found_by_way_of_dots_is_opened_where_it_lies(chain):
+    from mpi import MPICH
+
+    folder = chain.parent
+    (folder / "other").mkdir()
+    around = "%s/other%s%s" % (folder, 20 * "/..", folder)  # below a store, it leads out of it
+    chain.write_text("import sys\nsys.path[0] = %r\n%s" % (around, chain.read_text()))
+    before = [(path, path.stat().st_ino, path.stat().st_mode) for path in sorted(folder.glob("chain*/*.so"))]
+    for value, file, *_, mapped in lines_of(MPICH.run(2, "python-mpi", "--store", "always", chain)):
+        assert (value, file) == (1123, around + "/chain/_chain.so")
+        assert [path for path in mapped if path.endswith("/_chain.so")] == [str(folder / "chain" / "_chain.so")]
+    assert [(path, path.stat().st_ino, path.stat().st_mode) for path in sorted(folder.glob("chain*/*.so"))] == before
+
+
 def test_variants_for_some_processors_are_chosen_as_under_plain_python(chain):
     from mpi import MPICH, run
 
