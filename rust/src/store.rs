@@ -13,13 +13,15 @@
 //! removed between being made and being locked is noticed by its maker, who makes another.
 
 use crate::error::{Error, Result};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open};
+use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, flock, fstat, open, openat, unlinkat};
+use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::collections::HashMap;
-use std::ffi::c_void;
+use std::ffi::{OsStr, c_void};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::ptr;
@@ -39,6 +41,8 @@ pub struct Store {
     path: PathBuf,
     /// Holds the shared lock.
     folder: OwnedFd,
+    /// Given up at the end, when a program may have used up all others: who removes a folder has to open it.
+    spare: OwnedFd,
     /// The claims of this process, with the locks that say so.
     claims: HashMap<String, File>,
 }
@@ -221,6 +225,7 @@ impl Store {
         flock(&folder, FlockOperation::NonBlockingLockShared)?;
         Ok(Self {
             path: path.to_owned(),
+            spare: folder.try_clone()?,
             folder,
             claims: HashMap::new(),
         })
@@ -428,6 +433,7 @@ impl Store {
     /// It cannot be removed.
     pub fn leave(self, all_end: bool) -> Result<()> {
         drop(self.claims);
+        drop(self.spare);
         let mut path = self.path;
         if all_end {
             // The others may be adding to it: under another name they cannot.
@@ -438,13 +444,8 @@ impl Store {
         } else if flock(&self.folder, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(());
         }
-        match fs::remove_dir_all(&path) {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::new(format!(
-                "cannot remove the node store `{}`: {cause}",
-                path.display()
-            ))),
-            _ => Ok(()),
-        }
+        remove(&self.folder, &path)
+            .map_err(|cause| Error::new(format!("cannot remove the node store `{}`: {cause}", path.display())))
     }
 
     fn error(&self, what: &str, key: &str, cause: &io::Error) -> Error {
@@ -483,7 +484,7 @@ fn sweep(root: &Path) {
         if flock(&folder, FlockOperation::NonBlockingLockExclusive).is_err() {
             continue;
         }
-        match fs::remove_dir_all(&path) {
+        match remove(&folder, &path) {
             Ok(()) => log::debug!("removed the abandoned node store `{}`", path.display()),
             Err(cause) => log::debug!("cannot remove the abandoned node store `{}`: {cause}", path.display()),
         }
@@ -499,6 +500,43 @@ fn keeps_names(root: &Path) -> io::Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Removes a store, which others may be removing too.
+fn remove(folder: &OwnedFd, path: &Path) -> io::Result<()> {
+    empty(folder, Path::new("."))?;
+    unless_gone(fs::remove_dir(path))
+}
+
+/// Removes what is in a part of a store, with one descriptor at a time.
+fn empty(store: &OwnedFd, part: &Path) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let entries = match openat(store, part, flags, Mode::empty()) {
+        Ok(opened) => Dir::new(opened)?.collect::<rustix::io::Result<Vec<_>>>()?,
+        Err(cause) => return unless_gone(Err(cause.into())),
+    };
+    for entry in entries {
+        let name = entry.file_name().to_bytes();
+        if name == b"." || name == b".." {
+            continue;
+        }
+        let path = part.join(OsStr::from_bytes(name));
+        match unlinkat(store, &path, AtFlags::empty()) {
+            Err(Errno::ISDIR) => {
+                empty(store, &path)?;
+                unless_gone(unlinkat(store, &path, AtFlags::REMOVEDIR).map_err(io::Error::from))?;
+            }
+            outcome => unless_gone(outcome.map_err(io::Error::from))?,
+        }
+    }
+    Ok(())
+}
+
+fn unless_gone(outcome: io::Result<()>) -> io::Result<()> {
+    outcome.or_else(|cause| match cause.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(cause),
+    })
 }
 
 fn own_prefix() -> String {
