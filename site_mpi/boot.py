@@ -629,11 +629,13 @@ def end_for(cause: BaseException) -> "NoReturn":
         end(2, str(cause), speaks=is_first())
     if isinstance(cause, OSError):  # no MPI library: the same on every rank of a host
         end(1, str(cause), speaks=is_first_on_host(), aborts=False)
-    if type(cause) is RuntimeError or isinstance(cause, KeyboardInterrupt):  # any rank, and others of its host with it
+    if type(cause) is RuntimeError or isinstance(cause, (KeyboardInterrupt, MemoryError)):  # and others of its host
         core: Any = sys.modules.get("mpiimport._core")
         first = core is None or core.is_first_on_host()
         if isinstance(cause, RuntimeError):
             end(1, str(cause), speaks=first)
+        if isinstance(cause, MemoryError):
+            end(1, "there is no memory left to start with.", speaks=first)
         end(130, "interrupted during the start.", speaks=first)
     abort(1, END_S)
     raise cause

@@ -235,7 +235,7 @@ def guarded(session: Session, start: "Callable[[], T]") -> "T":
     try:
         return start()
     except BaseException as cause:
-        if type(cause) is RuntimeError or isinstance(cause, KeyboardInterrupt):  # of the core: a sentence
+        if type(cause) is RuntimeError or isinstance(cause, (KeyboardInterrupt, MemoryError)):  # a sentence
             boot.end_for(cause)
         program.fail(cause, session)
 

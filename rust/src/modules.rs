@@ -7,6 +7,7 @@
 use crate::progress;
 use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, open, stat};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
@@ -129,7 +130,9 @@ impl Searcher {
     /// Answers many questions, in their order; with all code that was read for them.
     pub fn find_all(&self, questions: &[Question]) -> (Vec<Found>, Vec<u8>) {
         // One buffer, and large from the beginning: what threads have of their own, malloc keeps, 5 MB for scipy.
-        let code = Mutex::new(Vec::with_capacity(questions.len() * READ_BYTES / 2));
+        let mut room = Vec::new();
+        let _ = room.try_reserve(questions.len() * READ_BYTES / 2); // where that is too much, less may do
+        let code = Mutex::new(room);
         let find = |question: &Question| {
             let found = self.find(question, &code);
             progress::advance(1);
@@ -307,9 +310,13 @@ pub fn states(paths: &[OsString]) -> Vec<Option<(i64, i64)>> {
     })
 }
 
-/// So many threads are worth it.
+/// So many threads are worth it. Each takes 66 MB of addresses for itself, and dies where there are none: so none where
+/// these are limited.
 pub fn threads_for(questions: usize) -> usize {
-    THREADS.min(questions / QUESTIONS_PER_THREAD)
+    match getrlimit(Resource::As).current {
+        Some(_) => 1,
+        None => THREADS.min(questions / QUESTIONS_PER_THREAD),
+    }
 }
 
 fn list(path: &OsStr) -> Folder {

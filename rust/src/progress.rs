@@ -12,6 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const BETWEEN_FRAMES: Duration = Duration::from_millis(100);
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 const BAR: usize = 30;
+const STACK_BYTES: usize = 128 << 10;
 const CLEARED: &str = "\r\x1b[K";
 
 struct Step {
@@ -71,7 +72,7 @@ pub fn begin() {
     let mut display = display();
     if display.thread.is_none() {
         display.ended = false;
-        display.thread = std::thread::Builder::new().name("progress".into()).spawn(show).ok();
+        display.thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(show).ok();
     }
 }
 

@@ -159,7 +159,15 @@ fn log_to_stderr() {
 fn broadcast<'py>(py: Python<'py>, data: Option<&[u8]>, what: &str) -> PyResult<Bound<'py, PyBytes>> {
     let world = joined()?;
     let received = waiting(py, |interrupt| world.broadcast(data, what, interrupt))?;
-    Ok(PyBytes::new(py, &received))
+    bytes(py, &received)
+}
+
+/// A copy of these bytes. `PyBytes::new` panics where there is no memory for them.
+fn bytes<'py>(py: Python<'py>, data: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+    PyBytes::new_with(py, data.len(), |place| {
+        place.copy_from_slice(data);
+        Ok(())
+    })
 }
 
 /// Give every host the root's bytes, in parts, in memory that its ranks share until they end. Collective.
@@ -191,12 +199,8 @@ fn gather<'py>(py: Python<'py>, data: &[u8], what: &str) -> PyResult<Option<Vec<
         return Ok(None);
     }
     let size_bytes = data.len().max(1);
-    Ok(Some(
-        received
-            .chunks(size_bytes)
-            .map(|chunk| PyBytes::new(py, chunk))
-            .collect(),
-    ))
+    let each = received.chunks(size_bytes).map(|chunk| bytes(py, chunk));
+    each.collect::<PyResult<_>>().map(Some)
 }
 
 /// Make this host's node store in the first usable of these folders. Collective. Its path, or why there is none.
@@ -258,7 +262,7 @@ fn store_claim(py: Python<'_>, key: &str, timeout_s: f64) -> PyResult<Option<Py<
     });
     match outcome.map_err(os_error)? {
         Some((store::Claim::Ours, _)) => Ok(Some(true.into_pyobject(py)?.to_owned().into_any().unbind())),
-        Some((store::Claim::Answered, Some(answer))) => Ok(Some(PyBytes::new(py, &answer).into_any().unbind())),
+        Some((store::Claim::Answered, Some(answer))) => Ok(Some(bytes(py, &answer)?.into_any().unbind())),
         _ => Ok(None),
     }
 }
@@ -425,7 +429,7 @@ impl Modules {
         &self,
         py: Python<'py>,
         questions: Vec<(Vec<OsString>, Vec<OsString>)>,
-    ) -> (Vec<Option<Fields>>, Bound<'py, PyBytes>) {
+    ) -> PyResult<(Vec<Option<Fields>>, Bound<'py, PyBytes>)> {
         let (found, code) = py.detach(|| {
             let each = questions.into_iter().flat_map(|(folders, names)| {
                 let folders = Arc::new(folders);
@@ -436,7 +440,7 @@ impl Modules {
             });
             self.0.find_all(&each.collect::<Vec<_>>())
         });
-        (found.into_iter().map(as_fields).collect(), PyBytes::new(py, &code))
+        Ok((found.into_iter().map(as_fields).collect(), bytes(py, &code)?))
     }
 
     /// What is known of each folder that was looked at: (time of modification in ns, first parts of its names), with

@@ -400,7 +400,7 @@ impl World {
                         None
                     });
                 let complete =
-                    self.deliver_file(leaders, arriving.as_ref(), sources.get(at), size_bytes, what, interrupt)?;
+                    self.deliver_file(leaders, &mut arriving, sources.get(at), size_bytes, what, interrupt)?;
                 verdicts[at] = u8::from(complete);
             }
             incoming.push(arriving);
@@ -413,11 +413,11 @@ impl World {
         incoming.into_iter().zip(verdicts.iter()).map(finish).collect()
     }
 
-    /// Copies the content of one file. Whether it is whole, the root knows.
+    /// Copies the content of one file, unless there is no room for it. Whether it is whole, the root knows.
     fn deliver_file(
         &self,
         leaders: Comm,
-        incoming: Option<&Incoming>,
+        incoming: &mut Option<Incoming>,
         source: Option<&Source>,
         size_bytes: u64,
         what: &str,
@@ -428,7 +428,13 @@ impl World {
         let mut offset = 0;
         while offset < size_bytes {
             let length = usize::try_from((size_bytes - offset).min(WINDOW_BYTES as u64)).unwrap_or(WINDOW_BYTES);
-            let mut window = incoming.map(|incoming| incoming.window(offset, length)).transpose()?;
+            let mut window = incoming.as_ref().and_then(|incoming| {
+                let mapped = incoming.window(offset, length);
+                mapped.map_err(|cause| log::debug!("{cause}")).ok()
+            });
+            if window.is_none() {
+                *incoming = None;
+            }
             let bytes = match window.as_mut() {
                 Some(window) => window.bytes(),
                 None => {
