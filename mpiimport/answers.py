@@ -65,9 +65,16 @@ class CapturingLoader(SourceFileLoader):
     """Gets code as `SourceFileLoader` does, and keeps the bytes that it came from."""
 
     bytecode = None
+    state: "tuple[int, int] | None" = None  # of the source, before it was read
     writes = True
     uses_bytecode = True
     unicodedata: "ClassVar[ModuleType | None]" = None
+
+    def path_stats(self, path: str) -> "dict[str, float]":
+        """Look at the source, as `SourceFileLoader` does."""
+        status = posix.stat(path)
+        self.state = (status.st_mtime_ns, status.st_size)
+        return {"mtime": status.st_mtime, "size": status.st_size}
 
     def get_data(self, path: str) -> bytes:
         """Read a file; remember it if it is the bytecode."""
@@ -175,7 +182,8 @@ def ask(
     except Exception:  # every rank that imports it meets the same error, and only that rank shows it
         return Answer(folders, LOCAL), None
     captured = memoryview(loader.bytecode)[16:] if loader.bytecode is not None else marshal.dumps(code)
-    return Answer(folders, SOURCE, origin, locations, captured, witnesses(folders, origin, stable, locations)), code
+    found = witnesses(folders, origin, stable, locations, origin_state=loader.state)
+    return Answer(folders, SOURCE, origin, locations, captured, found), code
 
 
 def witnesses(
@@ -191,7 +199,7 @@ def witnesses(
     What is known already of the folders and of the origin need not be looked at.
     """
     home = home_of(origin, locations)
-    look = folder_modified or modified
+    look = folder_modified or listed
     found: list[Witness] = []
     for folder in folders:
         if not (folder + "/").startswith(stable):
@@ -201,6 +209,22 @@ def witnesses(
     if found and origin is not None and found[-1][0] == home:
         found.append((origin, *(origin_state or modified_and_size(origin))))
     return tuple(found)
+
+
+CHANGED = -1
+"""As a modification time: it is not what it was when it was looked at."""
+
+
+def listed(folder: str) -> "int | None":
+    """Return a folder's modification time in ns, if it is the one of which its finder knows the names."""
+    finder = sys.path_importer_cache.get(folder)
+    try:
+        status = posix.stat(folder)
+    except OSError:
+        return None
+    if type(finder) is FileFinder and finder._path_mtime != status.st_mtime:  # type: ignore[attr-defined]
+        return CHANGED
+    return status.st_mtime_ns
 
 
 def modified(path: str) -> "int | None":
