@@ -49,6 +49,8 @@ class Forecast:
         self.sure: list[str] = []
         self.missing: list[tuple[str, Answer]] = []
         self.hooks = foreign_hooks()
+        self.looked_at: set[str] = set()
+        self.out_of_reach: set[str] = set()
         self.states: dict[Question, tuple[int, int] | None] = {}
         try:
             suffix = cache_from_source("/m.py").rpartition("/m")[2]
@@ -189,9 +191,12 @@ class Forecast:
         found = dict(zip(asked, answered_here))
         view = memoryview(all_code)
         answered: list[tuple[Answer | None, CodeType | None]] = []
+        self.note_out_of_reach(without_finder)
         for folders, fullname in questions:
             fields = found.get((folders, fullname))
-            if fields is not None:
+            if self.out_of_reach.intersection(folders):
+                answered.append((Answer(list(folders), answers.LOCAL), None))
+            elif fields is not None:
                 kind, origin, locations, place, state = fields
                 code = None if place is None else view[place[0] : place[1]]
                 self.states[folders, fullname] = state
@@ -201,6 +206,17 @@ class Forecast:
             else:
                 answered.append(answers.ask(fullname, list(folders), self.opening.stable, writes_bytecode=True))
         return answered
+
+    def note_out_of_reach(self, without_finder: "list[str]") -> None:
+        """Find out which entries of `sys.path` have no finder only because this host cannot reach them."""
+        for folder in set(without_finder) - self.looked_at:
+            self.looked_at.add(folder)
+            try:
+                posix.stat(folder)
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
+                continue
+            except OSError:
+                self.out_of_reach.add(folder)
 
     def is_ordinary(self, folders: "tuple[str, ...]") -> bool:
         """Whether `importlib`'s own finder for folders is asked in each of these, by all that is known without I/O."""

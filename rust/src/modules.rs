@@ -54,6 +54,8 @@ pub enum Found {
     Module(Module),
     /// `importlib` has to be asked.
     Unknown,
+    /// This host cannot reach what others may: each rank has to ask `importlib`.
+    OutOfReach,
 }
 
 /// A module that is a file.
@@ -82,6 +84,8 @@ pub enum Folder {
     Absent,
     /// It cannot be listed, or is no folder.
     Other,
+    /// This host cannot reach it.
+    OutOfReach,
     /// Its names.
     Listed(Listing),
 }
@@ -99,15 +103,43 @@ impl Listing {
         self.names.keys().map(OsString::as_os_str)
     }
 
-    fn is(&self, wanted: FileType, folder: &OsStr, name: &OsStr) -> bool {
-        match self.names.get(name) {
+    fn is(&self, wanted: FileType, folder: &OsStr, name: &OsStr) -> Reached<bool> {
+        Ok(match self.names.get(name) {
             None => false,
             Some(FileType::Symlink | FileType::Unknown) => {
-                stat(joined(folder, name)).is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == wanted)
+                let status = within_reach(stat(joined(folder, name)))?;
+                status.is_some_and(|status| FileType::from_raw_mode(status.st_mode) == wanted)
             }
             Some(&kind) => kind == wanted,
-        }
+        })
     }
+}
+
+/// What was found, unless this host cannot reach it.
+type Reached<T> = std::result::Result<T, OutOfReach>;
+
+struct OutOfReach;
+
+/// None after an error, if it says what every host would be told.
+fn within_reach<T>(outcome: rustix::io::Result<T>) -> Reached<Option<T>> {
+    const HOST_S_OWN: [Errno; 7] = [
+        Errno::IO,
+        Errno::STALE,
+        Errno::TIMEDOUT,
+        Errno::NOTCONN,
+        Errno::SHUTDOWN,
+        Errno::HOSTDOWN,
+        Errno::REMOTEIO,
+    ];
+    match outcome {
+        Ok(reached) => Ok(Some(reached)),
+        Err(cause) if HOST_S_OWN.contains(&cause) => Err(OutOfReach),
+        Err(_) => Ok(None),
+    }
+}
+
+fn within_reach_of_std<T>(outcome: std::io::Result<T>) -> Reached<Option<T>> {
+    within_reach(outcome.map_err(|cause| Errno::from_io_error(&cause).unwrap_or(Errno::INVAL)))
 }
 
 type Shared = Arc<OnceLock<Folder>>;
@@ -134,7 +166,7 @@ impl Searcher {
         let _ = room.try_reserve(questions.len() * READ_BYTES / 2); // where that is too much, less may do
         let code = Mutex::new(room);
         let find = |question: &Question| {
-            let found = self.find(question, &code);
+            let found = self.find(question, &code).unwrap_or(Found::OutOfReach);
             progress::advance(1);
             found
         };
@@ -170,42 +202,45 @@ impl Searcher {
         folder
     }
 
-    fn find(&self, question: &Question, code: &Mutex<Vec<u8>>) -> Found {
+    fn find(&self, question: &Question, code: &Mutex<Vec<u8>>) -> Reached<Found> {
         let mut portions = Vec::new();
         for folder in question.folders.iter() {
             if !folder.as_bytes().starts_with(b"/") || folder.as_bytes().ends_with(b"/") {
-                return Found::Unknown;
+                return Ok(Found::Unknown);
             }
             let shared = self.folder(folder);
             let listing = match shared.get() {
                 Some(Folder::Listed(listing)) => listing,
                 Some(Folder::Absent) => continue,
-                _ => return Found::Unknown,
+                Some(Folder::OutOfReach) => return Err(OutOfReach),
+                _ => return Ok(Found::Unknown),
             };
             let mut is_portion = false;
-            if listing.is(FileType::Directory, folder, &question.name) {
+            if listing.is(FileType::Directory, folder, &question.name)? {
                 let package = joined(folder, &question.name);
                 let shared = self.folder(package.as_os_str());
-                let Some(Folder::Listed(inner)) = shared.get() else {
-                    return Found::Unknown;
+                let inner = match shared.get() {
+                    Some(Folder::Listed(inner)) => inner,
+                    Some(Folder::OutOfReach) => return Err(OutOfReach),
+                    _ => return Ok(Found::Unknown),
                 };
-                if let Some(found) = self.file(inner, package.as_os_str(), OsStr::new("__init__"), true, code) {
-                    return found;
+                if let Some(found) = self.file(inner, package.as_os_str(), OsStr::new("__init__"), true, code)? {
+                    return Ok(found);
                 }
                 is_portion = true;
             }
-            if let Some(found) = self.file(listing, folder, &question.name, false, code) {
-                return found;
+            if let Some(found) = self.file(listing, folder, &question.name, false, code)? {
+                return Ok(found);
             }
             if is_portion {
                 portions.push(joined(folder, &question.name).into_os_string());
             }
         }
-        if portions.is_empty() {
+        Ok(if portions.is_empty() {
             Found::Missing
         } else {
             Found::Namespace(portions)
-        }
+        })
     }
 
     /// The file in this folder that is the module, or the package's `__init__`.
@@ -216,7 +251,7 @@ impl Searcher {
         stem: &OsStr,
         is_package: bool,
         code: &Mutex<Vec<u8>>,
-    ) -> Option<Found> {
+    ) -> Reached<Option<Found>> {
         let with = |suffix: &str| {
             let mut name = stem.to_owned();
             name.push(suffix);
@@ -225,35 +260,37 @@ impl Searcher {
         let location = is_package.then(|| folder.to_owned());
         for suffix in &self.rules.extension_suffixes {
             let name = with(suffix);
-            if listing.is(FileType::RegularFile, folder, &name) {
+            if listing.is(FileType::RegularFile, folder, &name)? {
                 let origin = joined(folder, &name).into_os_string();
                 let source = None;
-                return Some(Found::Module(Module {
+                return Ok(Some(Found::Module(Module {
                     origin,
                     location,
                     source,
-                }));
+                })));
             }
         }
         let name = with(".py");
-        if listing.is(FileType::RegularFile, folder, &name) {
+        if listing.is(FileType::RegularFile, folder, &name)? {
             let origin = joined(folder, &name).into_os_string();
-            let Some(source) = self.read(&origin, folder, stem, code) else {
-                return Some(Found::Unknown);
+            let Some(source) = self.read(&origin, folder, stem, code)? else {
+                return Ok(Some(Found::Unknown));
             };
             let source = Some(source);
-            return Some(Found::Module(Module {
+            return Ok(Some(Found::Module(Module {
                 origin,
                 location,
                 source,
-            }));
+            })));
         }
-        listing.names.contains_key(&with(".pyc")).then_some(Found::Unknown)
+        Ok(listing.names.contains_key(&with(".pyc")).then_some(Found::Unknown))
     }
 
     /// The valid bytecode of a source file: `SourceLoader.get_code` by modification time.
-    fn read(&self, origin: &OsStr, folder: &OsStr, stem: &OsStr, code: &Mutex<Vec<u8>>) -> Option<Source> {
-        let status = stat(Path::new(origin)).ok()?;
+    fn read(&self, origin: &OsStr, folder: &OsStr, stem: &OsStr, code: &Mutex<Vec<u8>>) -> Reached<Option<Source>> {
+        let Some(status) = within_reach(stat(Path::new(origin)))? else {
+            return Ok(None);
+        };
         let mut bytecode = match &self.rules.pycache_prefix {
             Some(prefix) => {
                 let mut path = prefix.clone();
@@ -265,20 +302,14 @@ impl Searcher {
         let mut name = stem.to_owned();
         name.push(&self.rules.bytecode_suffix);
         bytecode.push(name);
-        let mut file = std::fs::File::open(&bytecode).ok()?;
         let mut first = [0; READ_BYTES];
-        let mut read = file.read(&mut first).ok()?;
         let mut rest = Vec::new();
-        while read < READ_BYTES {
-            match file.read(&mut first[read..]).ok()? {
-                0 => break,
-                more => read += more,
-            }
-        }
-        if read == READ_BYTES {
-            file.read_to_end(&mut rest).ok()?;
-        }
-        let (header, start) = first[..read].split_at_checked(HEADER_BYTES)?;
+        let Some(read) = within_reach_of_std(read_file(&bytecode, &mut first, &mut rest))? else {
+            return Ok(None);
+        };
+        let Some((header, start)) = first[..read].split_at_checked(HEADER_BYTES) else {
+            return Ok(None);
+        };
         let expected = [
             &self.rules.magic[..],
             &[0; 4],
@@ -287,18 +318,32 @@ impl Searcher {
         ]
         .concat();
         if header != expected {
-            return None;
+            return Ok(None);
         }
         let mut code = code.lock().unwrap_or_else(PoisonError::into_inner);
         let at = code.len();
         code.extend_from_slice(start);
         code.extend_from_slice(&rest);
-        Some(Source {
+        Ok(Some(Source {
             code: at..code.len(),
             modified_ns: nanoseconds(&status),
             size_bytes: status.st_size,
-        })
+        }))
     }
+}
+
+/// Reads a file. Return how much of it is in `first`; what does not fit is in `rest`.
+fn read_file(path: &Path, first: &mut [u8; READ_BYTES], rest: &mut Vec<u8>) -> std::io::Result<usize> {
+    let mut file = std::fs::File::open(path)?;
+    let mut read = 0;
+    while read < READ_BYTES {
+        match file.read(&mut first[read..])? {
+            0 => return Ok(read),
+            more => read += more,
+        }
+    }
+    file.read_to_end(rest)?;
+    Ok(read)
 }
 
 /// (Time of modification in ns, size in bytes) of files and folders.
@@ -320,30 +365,32 @@ pub fn threads_for(questions: usize) -> usize {
 }
 
 fn list(path: &OsStr) -> Folder {
+    match within_reach(try_list(path)) {
+        Ok(Some(folder)) => folder,
+        Ok(None) => Folder::Other,
+        Err(OutOfReach) => Folder::OutOfReach,
+    }
+}
+
+fn try_list(path: &OsStr) -> rustix::io::Result<Folder> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = match open(Path::new(path), flags, Mode::empty()) {
-        Ok(folder) => folder,
-        Err(Errno::NOENT) => return Folder::Absent,
-        Err(_) => return Folder::Other,
+        Err(Errno::NOENT) => return Ok(Folder::Absent),
+        folder => folder?,
     };
-    let Ok(status) = fstat(&folder) else {
-        return Folder::Other;
-    };
-    let Ok(entries) = Dir::new(folder) else {
-        return Folder::Other;
-    };
+    let status = fstat(&folder)?;
     let mut names = HashMap::new();
-    for entry in entries {
-        let Ok(entry) = entry else { return Folder::Other };
+    for entry in Dir::new(folder)? {
+        let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
             names.insert(OsString::from_vec(name.to_vec()), entry.file_type());
         }
     }
-    Folder::Listed(Listing {
+    Ok(Folder::Listed(Listing {
         names,
         modified_ns: nanoseconds(&status),
-    })
+    }))
 }
 
 fn joined(folder: &OsStr, name: &OsStr) -> PathBuf {

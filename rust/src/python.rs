@@ -483,6 +483,7 @@ type Fields = (
 fn as_fields(found: Found) -> Option<Fields> {
     Some(match found {
         Found::Unknown => return None,
+        Found::OutOfReach => ("local", None, None, None, None),
         Found::Missing => ("missing", None, None, None, None),
         Found::Namespace(portions) => ("namespace", None, Some(portions), None, None),
         Found::Module(module) => {
