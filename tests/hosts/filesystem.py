@@ -98,13 +98,17 @@ class Filesystem:
         yield operations
         operations += map(Traced.read, self._ask("trace", "stop").splitlines())
 
-    def eio(self, host):
-        """Let a host's operations fail."""
-        self._ask("eio", host)
+    def eio(self, host, *place):
+        """Let a host's operations fail; with a path, those below it; with the name of an operation, only these."""
+        self._ask("eio", host, *place)
 
-    def hang(self, host):
-        """Let a host's operations wait for `heal`. Who waits cannot be killed, as with a real one."""
-        self._ask("hang", host)
+    def hang(self, host, *place):
+        """Let a host's operations wait for `heal`; see `eio`. Who waits cannot be killed, as with a real one."""
+        self._ask("hang", host, *place)
+
+    def held(self, host):
+        """Return how many operations of a host wait for `heal`."""
+        return int(self._ask("held", host))
 
     def heal(self, host):
         """End `eio` or `hang`."""

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Result, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use crate::ledger::Ledger;
-use crate::server::{Health, Server};
+use crate::server::{Fault, Health, Server};
 
 /// Answers for ever.
 pub fn serve(listener: &UnixListener, hosts: &[String], server: &Server, ledger: &Ledger) {
@@ -25,12 +25,19 @@ fn answer(mut client: UnixStream, hosts: &[String], server: &Server, ledger: &Le
 }
 
 fn obey(words: &[&str], hosts: &[String], server: &Server, ledger: &Ledger) -> std::result::Result<String, String> {
-    let set_health = |name: &str, health| {
-        let host = hosts
+    let number = |name: &str| {
+        hosts
             .iter()
             .position(|host| host == name)
-            .ok_or_else(|| format!("there is no host `{name}`"))?;
-        server.set_health(host, health);
+            .ok_or_else(|| format!("there is no host `{name}`"))
+    };
+    let set_fault = |name: &str, health, place: &[&str]| {
+        let fault = Fault {
+            health,
+            below: place.first().map(Into::into),
+            operation: place.get(1).map(ToString::to_string),
+        };
+        server.set_fault(number(name)?, fault);
         Ok::<(), String>(())
     };
     match words {
@@ -46,9 +53,10 @@ fn obey(words: &[&str], hosts: &[String], server: &Server, ledger: &Ledger) -> s
         ["set", name, value] => server.set(name, value)?,
         ["trace", "start"] => ledger.start_trace(),
         ["trace", "stop"] => return Ok(ledger.stop_trace()),
-        ["eio", host] => set_health(host, Health::Failing)?,
-        ["hang", host] => set_health(host, Health::Hanging)?,
-        ["heal", host] => set_health(host, Health::Well)?,
+        ["eio", host, place @ ..] => set_fault(host, Health::Failing, place)?,
+        ["hang", host, place @ ..] => set_fault(host, Health::Hanging, place)?,
+        ["heal", host] => set_fault(host, Health::Well, &[])?,
+        ["held", host] => return Ok(server.held(number(host)?).to_string()),
         _ => return Err(format!("`{}` is no command", words.join(" "))),
     }
     Ok("ok\n".into())

@@ -58,9 +58,13 @@ impl Mount {
         });
     }
 
-    /// Does what is asked, unless this host's client fails.
-    fn attempt<T>(&self, ask: impl FnOnce(&Tree) -> Outcome<T>) -> Outcome<T> {
-        if self.server.health(self.host) == Health::Failing {
+    fn health(&self, operation: Operation, (node, name): Subject) -> Health {
+        self.server.health(self.host, operation, || self.tree.path(node, name))
+    }
+
+    /// Does what is asked, unless this host's client fails in it.
+    fn attempt<T>(&self, health: Health, ask: impl FnOnce(&Tree) -> Outcome<T>) -> Outcome<T> {
+        if health == Health::Failing {
             Err(Errno::EIO)
         } else {
             ask(&self.tree)
@@ -77,9 +81,10 @@ impl Mount {
         reply: impl FnOnce(Outcome<T>) + Send + 'static,
     ) {
         self.enter(request, operation, 0, subject);
-        let outcome = self.attempt(ask);
+        let health = self.health(operation, subject);
+        let outcome = self.attempt(health, ask);
         self.server
-            .answer(self.host, Work::Metadata, Box::new(move || reply(outcome)));
+            .answer(self.host, health, Work::Metadata, Box::new(move || reply(outcome)));
     }
 
     /// A node that is new to the kernel, or, where names are cached at all, that there is none.
@@ -151,7 +156,8 @@ impl Filesystem for Mount {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let found = self.attempt(|tree| tree.lookup(parent, name));
+        let health = self.health("lookup", (parent, Some(name)));
+        let found = self.attempt(health, |tree| tree.lookup(parent, name));
         let operation = if matches!(found, Err(Errno::ENOENT)) {
             "lookup_missing"
         } else {
@@ -268,14 +274,16 @@ impl Filesystem for Mount {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let bytes = self.attempt(|tree| tree.read(handle, offset, size));
+        let health = self.health("read", (node, None));
+        let bytes = self.attempt(health, |tree| tree.read(handle, offset, size));
         let length = bytes.as_ref().map_or(0, Vec::len) as u64;
         self.enter(request, "read", length, (node, None));
         let answer = move || match bytes {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => reply.error(error),
         };
-        self.server.answer(self.host, Work::Data(length), Box::new(answer));
+        self.server
+            .answer(self.host, health, Work::Data(length), Box::new(answer));
     }
 
     fn write(
@@ -291,13 +299,14 @@ impl Filesystem for Mount {
         reply: ReplyWrite,
     ) {
         self.enter(request, "write", bytes.len() as u64, (node, None));
-        let written = self.attempt(|tree| tree.write(handle, offset, bytes));
+        let health = self.health("write", (node, None));
+        let written = self.attempt(health, |tree| tree.write(handle, offset, bytes));
         let answer = move || match written {
             Ok(length) => reply.written(length),
             Err(error) => reply.error(error),
         };
         self.server
-            .answer(self.host, Work::Data(bytes.len() as u64), Box::new(answer));
+            .answer(self.host, health, Work::Data(bytes.len() as u64), Box::new(answer));
     }
 
     fn fsync(&self, request: &Request, node: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {

@@ -3,6 +3,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,17 @@ pub enum Health {
     Failing,
     /// No answer comes before the host is well again.
     Hanging,
+}
+
+/// What is wrong with a host's client.
+#[derive(Default)]
+pub struct Fault {
+    /// How it does.
+    pub health: Health,
+    /// Only with what lies at or below this path.
+    pub below: Option<PathBuf>,
+    /// Only in operations of this name.
+    pub operation: Option<String>,
 }
 
 /// One server's queue: it is busy until then, and has been for so long.
@@ -89,7 +101,7 @@ struct State {
     data: Queue,
     waiting: BinaryHeap<Reverse<Due>>,
     sequence: u64,
-    health: Vec<Health>,
+    faults: Vec<Fault>,
     held: Vec<(usize, Work, Reply)>,
 }
 
@@ -108,7 +120,7 @@ impl Server {
             data: Queue::new(),
             waiting: BinaryHeap::new(),
             sequence: 0,
-            health: vec![Health::Well; hosts],
+            faults: std::iter::repeat_with(Fault::default).take(hosts).collect(),
             held: Vec::new(),
         };
         Self {
@@ -140,32 +152,47 @@ impl Server {
         state.data.busy = Duration::ZERO;
     }
 
-    /// Returns how a host's client does.
-    pub fn health(&self, host: usize) -> Health {
-        self.state.lock().health.get(host).copied().unwrap_or_default()
+    /// Returns how a host's client does in this operation.
+    pub fn health(&self, host: usize, operation: &str, path: impl FnOnce() -> String) -> Health {
+        let state = self.state.lock();
+        let Some(fault) = state.faults.get(host) else {
+            return Health::Well;
+        };
+        let is_meant = fault.operation.as_ref().is_none_or(|meant| meant == operation)
+            && fault
+                .below
+                .as_ref()
+                .is_none_or(|meant| Path::new(&path()).starts_with(meant));
+        if is_meant { fault.health } else { Health::Well }
     }
 
     /// Changes how a host's client does. What was held back is then served as if it came now.
-    pub fn set_health(&self, host: usize, health: Health) {
+    pub fn set_fault(&self, host: usize, fault: Fault) {
         let mut state = self.state.lock();
-        if let Some(known) = state.health.get_mut(host) {
-            *known = health;
+        if let Some(known) = state.faults.get_mut(host) {
+            *known = fault;
         }
         let (now_served, held): (Vec<_>, Vec<_>) = std::mem::take(&mut state.held)
             .into_iter()
-            .partition(|(of, ..)| *of == host && health != Health::Hanging);
+            .partition(|(of, ..)| *of == host);
         state.held = held;
         drop(state);
         for (host, work, reply) in now_served {
-            self.answer(host, work, reply);
+            self.answer(host, Health::Well, work, reply);
         }
     }
 
-    /// Sends the reply when the servers have done this work.
-    pub fn answer(&self, host: usize, work: Work, reply: Reply) {
+    /// Returns how many operations of a host are held back.
+    pub fn held(&self, host: usize) -> usize {
+        self.state.lock().held.iter().filter(|(of, ..)| *of == host).count()
+    }
+
+    /// Sends the reply when the servers have done this work; if the host's client hangs in it, after that.
+    pub fn answer(&self, host: usize, health: Health, work: Work, reply: Reply) {
         let now = Instant::now();
         let mut state = self.state.lock();
-        if state.health.get(host) == Some(&Health::Hanging) {
+        let hangs = |fault: &Fault| health == Health::Hanging && fault.health == Health::Hanging;
+        if state.faults.get(host).is_some_and(hangs) {
             state.held.push((host, work, reply));
             return;
         }
