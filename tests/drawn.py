@@ -6,7 +6,6 @@ some of them, in an order of its own. `RECORDER` is the module that runs them, a
 
 import json
 import random
-import shutil
 
 RANKS = 4
 STANDARD = ("colorsys", "wave", "xml.dom.pulldom", "json.tool", "concurrent.futures.thread", "_lsprof")
@@ -69,9 +68,9 @@ def shown(value):
 def failure(cause):
     """What is to be the same of an exception."""
     said = [type(cause).__name__, str(cause), getattr(cause, "name", None), getattr(cause, "path", None)]
-    frames = [frame.name for frame in traceback.extract_tb(cause.__traceback__)]
-    if "find_spec" not in frames:  # or it shows which finder it was
-        said += traceback.format_exception(type(cause), cause, cause.__traceback__)
+    lines = traceback.format_exception(type(cause), cause, cause.__traceback__)
+    if not any(", in find_spec\\n" in line for line in lines):  # or they show which finder it was
+        said += lines
     return [re.sub("0x[0-9a-f]+", "0x", str(one)) for one in said]
 
 
@@ -100,6 +99,19 @@ def write(name):
         written.write("VALUE = %r\\n" % ("of rank %d, written %s" % (RANK, runs[file] * "again ")))
     sys.path.insert(0, own)
     importlib.invalidate_caches()
+
+
+def own(prefix):
+    """The name of the module that only this rank changes."""
+    return "%sown%d" % (prefix, RANK)
+
+
+def rewrite(prefix):
+    """Change this rank's own module in place."""
+    file = "%s/run/%s.py" % (BASE, own(prefix))
+    runs[file] = runs.get(file, 0) + 1
+    with open(file, "w") as written:
+        written.write("from recorder import ran\\nran(__name__)\\nVALUE = 'written %s'\\n" % (runs[file] * "again "))
 
 
 def in_threads(*jobs):
@@ -228,6 +240,8 @@ class Drawn:
         text = "from recorder import ran\nran(__name__)\nVALUE = __name__\n"
         self.files["run/%ssafea.py" % self.prefix] = text + "import %sbox\n" % self.prefix
         self.files["lib/%ssafeb.py" % self.prefix] = text + "from %sbox import y\nimport wave\n" % self.prefix
+        for rank in range(RANKS):
+            self.files["run/%sown%d.py" % (self.prefix, rank)] = text
         for part in ("__init__", "x", "y"):
             self.files["%s/%sbox/%s.py" % ("run", self.prefix, part)] = text
 
@@ -353,7 +367,8 @@ class Drawn:
         steps = [self.step() for _ in range(count)]
         has_threads = any("in_threads" in line for lines in steps for line in lines)
         lines = ["import importlib, importlib.util, pkgutil, sys, time"]
-        lines += ["from recorder import BASE, RANK, in_threads, note, write"]
+        lines += ["from recorder import BASE, RANK, in_threads, note, own, rewrite, write"]
+        lines += ["def foresee(): import %s" % ", ".join("%sown%d" % (self.prefix, rank) for rank in range(RANKS))]
         for number, step in enumerate(steps):
             lines += [*guarded("def step_%d():" % number, step), ""]
         orders = [self.order(count) for _ in range(RANKS)]
@@ -370,8 +385,11 @@ class Drawn:
 
     def step(self):
         name = self.any_name()
-        if self.writes and self.chance(0.15):
-            return ["write(%r)" % self.random.choice(self.names)]
+        if self.writes and self.chance(0.3):
+            mine = "importlib.import_module(own(PREFIX))"
+            changes = ["write(%r)" % self.random.choice(self.names), "rewrite(PREFIX)", "rewrite(PREFIX)"]
+            uses = ["return " + mine, "return importlib.reload(%s)" % mine, "sys.modules.pop(own(PREFIX), None)"]
+            return [self.pick(*changes, *uses)]
         kind = self.random.random()
         if kind < 0.50:
             return [*self.import_statement(), "return locals().get('found')"]
@@ -412,7 +430,6 @@ def guarded(head, lines):
 
 def write(folder, numbers, *, barriers, writes):
     """Write these programs, and the one that runs them all, below a folder; with `writes`, ranks write modules, too."""
-    shutil.rmtree(folder, ignore_errors=True)
     drawn = [Drawn(number, writes=writes) for number in numbers]
     modules = [one.prefix + "steps" for one in drawn]
     files = {name: content for one in drawn for name, content in one.files.items()}

@@ -21,6 +21,7 @@ SECONDS = 20
 TIMEOUT_S = 3
 PADDING_BYTES = 40 << 20
 HOSTS = ["h0", "h1"]
+NIGHTLY = pytest.mark.nightly
 
 PROGRAM = """
 import atexit, os, sys, time
@@ -106,7 +107,7 @@ def check_next_run(cluster):
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(
     "victims",
-    [[0], [3], pytest.param([1], marks=pytest.mark.nightly), pytest.param([2, 3], marks=pytest.mark.nightly)],
+    [[0], [3], pytest.param([1], marks=NIGHTLY), pytest.param([2, 3], marks=NIGHTLY)],
     ids=str,
 )
 def test_a_job_whose_ranks_are_killed_at_any_stage_ends_and_the_next_run_cleans(cluster, start, stage, victims):
@@ -133,7 +134,7 @@ def test_a_job_whose_filesystem_hangs_for_a_while_goes_on(cluster, start, stage)
     assert stores(cluster) == []
 
 
-@pytest.mark.parametrize("stage", ["opening", "native code"])
+@pytest.mark.parametrize("stage", ["opening", pytest.param("native code", marks=NIGHTLY)])
 @pytest.mark.parametrize("frozen", [None, "h0", "h1"], ids=["filesystem", "root's host", "other host"])
 def test_who_waits_for_a_host_that_stands_still_says_so_once_and_ends_in_time(cluster, start, stage, frozen):
     with start(cluster, stage, "--timeout", TIMEOUT_S) as (job, heal):
@@ -158,9 +159,11 @@ def test_who_waits_for_a_host_that_stands_still_says_so_once_and_ends_in_time(cl
 
 
 UNREACHABLE = """
-import json, os, sys
-sys.path.append(os.path.dirname(__file__) + "/second")
+import json
 from mpi4py import MPI
+
+def foresees():
+    import %s
 
 found = []
 for name in %r:
@@ -176,9 +179,9 @@ NAMES = ("alone", "package", "package.inner", "package.absent", "both", "portion
 PLACES = ("first", "first/alone.py", "first/both.py", "first/package", "first/package/__init__.py", "target.py")
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", ["h0", pytest.param("h1", marks=NIGHTLY)])
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("stable", [False, True], ids=["watched", "stable"])
+@pytest.mark.parametrize("stable", [True, pytest.param(False, marks=NIGHTLY)], ids=["stable", "watched"])
 def test_what_one_host_cannot_read_other_hosts_find_as_plain_python_does(
     cluster, script, tmp_path, host, place, stable
 ):
@@ -192,7 +195,7 @@ def test_what_one_host_cannot_read_other_hosts_find_as_plain_python_does(
     (tmp_path / "first/linked.py").symlink_to(script("VALUE = 'first/linked'\n", "target.py"))
     for path in tmp_path.rglob("*"):
         os.utime(path, (1e9, 1e9))
-    program = script(UNREACHABLE % (NAMES,))
+    program = script(UNREACHABLE % (", ".join(NAMES), NAMES))
     env = {"PYTHONPATH": str(tmp_path / "first") + ":" + str(tmp_path / "second")}
     if stable:
         env["MPIIMPORT_STABLE"] = env["PYTHONPATH"]

@@ -27,9 +27,8 @@ def compare(folder, seed, programs=PROGRAMS):
     draw = random.Random("launch %d" % seed)
     ranks = draw.randint(2, drawn.RANKS)
     numbers = [seed * PROGRAMS + number for number in range(programs)]
-    drawn.write(folder, numbers, barriers=draw.random() < 0.5, writes=draw.random() < 0.25)
-    if draw.random() < 0.5:
-        age(folder)
+    barriers, writes, ages = draw.random() < 0.5, draw.random() < 0.4, draw.random() < 0.5
+    shutil.rmtree(folder, ignore_errors=True)
     base = [*draw.choice([[], [], ["-O"]]), *draw.choice([["run/program.py"], [folder / "run" / "program.py"]])]
     env = {"PYTHONPATH": str(folder / "lib"), "MPIIMPORT_PROFILE": str(folder / "profile")}
     if draw.random() < 0.3:
@@ -44,8 +43,11 @@ def compare(folder, seed, programs=PROGRAMS):
     purges = [draw.random() < 0.4 for _ in launches]
     expected = None
     for number, (launch, purge) in enumerate(zip(launches, purges)):
+        drawn.write(folder, numbers, barriers=barriers, writes=writes)  # again: ranks have changed it
         for made in [*(folder.rglob("__pycache__") if purge else ()), *folder.glob("own-*")]:
             shutil.rmtree(made, ignore_errors=True)
+        if ages:
+            age(folder)
         out = folder / ("out-%d" % number)
         out.mkdir()
         result = mpi.run(ranks, *launch, *base, out, env=env, cwd=folder)
