@@ -119,7 +119,7 @@ def test_a_job_whose_ranks_are_killed_at_any_stage_ends_and_the_next_run_cleans(
         heal()  # who waits for a filesystem dies when it is answered
         stdout, stderr = job.communicate(timeout=SECONDS)
         assert within(SECONDS, lambda: not cluster.ranks())
-    assert job.returncode or stage == "profile", (stdout, stderr)  # where other ranks may have ended
+    assert job.returncode or stage in ("end", "profile"), (stdout, stderr)  # where some ranks may have ended
     assert "Traceback" not in stderr
     assert len(ours(stderr)) <= 1, stderr
     check_next_run(cluster)
@@ -209,13 +209,12 @@ def test_what_one_host_cannot_read_other_hosts_find_as_plain_python_does(
     healthy = found("python")
     cluster.filesystem.eio(host, tmp_path / place)
     try:
-        plain, *delivered = [found(how) for how in ("python", "python-mpi", "python-mpi")]
+        plain, delivered = found("python"), found("python-mpi")
     finally:
         cluster.filesystem.heal(host)
     assert plain != healthy
-    for rows in delivered:
-        for values in zip(rows, plain, healthy):  # what is delivered can be had where it cannot be read
-            assert [one for one in zip(*values) if one[0] not in one[1:]] == [], (rows, plain)
+    for values in zip(delivered, plain, healthy):  # what is delivered can be had where it cannot be read
+        assert [one for one in zip(*values) if one[0] not in one[1:]] == [], (delivered, plain)
 
 
 CHANGES = """
