@@ -57,7 +57,7 @@ class Files:
             return ()
         session.note(kind, path)
         finder = session.finder
-        return () if finder.confirms_missing or finder not in sys.meta_path else finder.openings
+        return () if finder.confirms_missing or not finder.is_installed() else finder.openings
 
     def prepare(self, spec: "ModuleSpec") -> None:
         """Have a module that looks at files and folders ask here first, once it is executed."""

@@ -27,15 +27,23 @@ if TYPE_CHECKING:
     from mpiimport.session import Session
 
 
-class Finder:
+class Finder(type):
     """A meta-path finder that knows the answers to most questions already.
 
     An answer comes from an opening, else from another rank of this host, else from the real machinery. It never
     waits for a rank of another host, the policy `lockstep` aside.
+
+    A finder is a class named `PathFinder` and equal to the original: as that, programs look for it in `sys.meta_path`.
     """
 
+    def __new__(cls, session: "Session") -> "Finder":  # noqa: ARG004
+        """Return a class that looks like the original."""
+        # By the module, `importlib_metadata` knows whose distributions it finds now.
+        namespace = {"__module__": PathFinder.__module__, "__doc__": PathFinder.__doc__}
+        return super().__new__(cls, PathFinder.__name__, (), namespace)
+
     def __init__(self, session: "Session") -> None:
-        self.__module__ = PathFinder.__module__  # by which `importlib_metadata` knows whose distributions it finds now
+        super().__init__(PathFinder.__name__, (), {})
         self.session = session
         self.openings: list[Received] = []
         self.path_hooks: list[Any] | None = None
@@ -47,16 +55,25 @@ class Finder:
         self.extensions = 0
         self.sources_read = 0
 
+    def __eq__(self, other: object) -> bool:
+        return other is self or other is PathFinder
+
+    def __hash__(self) -> int:
+        return hash(PathFinder)
+
+    def is_installed(self) -> bool:
+        """Whether it stands in `PathFinder`'s place."""
+        return any(finder is self for finder in sys.meta_path)
+
     def install(self) -> None:
         """Take `PathFinder`'s place."""
-        if self not in sys.meta_path:
+        if not self.is_installed():
             where = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)
             sys.meta_path[where : where + 1] = [self]
 
     def uninstall(self) -> None:
         """Give `PathFinder` its place back."""
-        if self in sys.meta_path:
-            sys.meta_path[sys.meta_path.index(self)] = PathFinder
+        sys.meta_path[:] = [PathFinder if finder is self else finder for finder in sys.meta_path]
 
     def find_spec(
         self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None

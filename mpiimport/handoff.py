@@ -31,7 +31,7 @@ def prepare(finder: "Finder", spec: "ModuleSpec | None", path: "Sequence[str] | 
 
         os.environ.setdefault("MPI4PY_LIBMPI", place["library"])
     if spec is None:
-        after = sys.meta_path[sys.meta_path.index(finder) + 1 :] if finder in sys.meta_path else ()
+        after = sys.meta_path[sys.meta_path.index(finder) + 1 :] if finder.is_installed() else ()
         for other in after:
             spec = other.find_spec("mpi4py.MPI", path, None)
             if spec is not None:
