@@ -88,6 +88,9 @@ OPTIONS = (
 )
 """Every setting. `--thread-level` is `MPIIMPORT_THREAD_LEVEL` in the environment and `thread_level` in `install()`."""
 
+PYTHONS_LONG_OPTION = "--check-hash-based-pycs"
+"""Python's own, with a value: the launcher script has handed it over."""
+
 ONLY_OPTIONS = ("command", "module", "write-bundle", "include", "help", "version")
 """What is no setting for all programs, and so no variable of the environment."""
 
@@ -264,6 +267,9 @@ def parse(arguments: "Sequence[str]", *, settings: "Settings | None" = None) -> 
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             option = next((option for option in OPTIONS if option[0] == name), None)
+            if argument == PYTHONS_LONG_OPTION:
+                del arguments[:1]
+                continue
             if option is None:
                 raise UsageError("there is no option --%s; python-mpi --help lists all" % name)
             ended = take(option, value if equals else None)

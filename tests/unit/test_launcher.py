@@ -85,6 +85,14 @@ def test_pythons_own_values_are_passed_on(start, letter):
         assert boot.parse(left)[1] == ["x", VALUE]
 
 
+def test_pythons_long_option_is_passed_on(start):
+    given = ["--check-hash-based-pycs", "always"]
+    options, left = start("-u", *given, "-O", "x", *given)
+    assert options == ["-S", "-u", *given, "-O"]
+    assert left == ["-u", *given, "-O", "x", *given]
+    assert boot.parse(left)[1] == ["x", *given]
+
+
 @pytest.mark.parametrize("program", ["script.py", "-", "--", "-z"])
 def test_what_follows_the_program_is_the_programs(start, program):
     options, left = start("-O", program, "-B", "-W", VALUE)
