@@ -38,7 +38,9 @@ class Environment:
     def copied(self, folder):
         """Copy it, without its large packages. The copy is a relocated environment: its settings name the original."""
         large = shutil.ignore_patterns("numpy*", "mpi4py*", "pip*")
-        shutil.copytree(self.bin.parent, folder, symlinks=True, ignore=large)
+        packages = str(self.site_packages)
+        ignore = lambda where, names: large(where, names) if where == packages else ()  # noqa: E731
+        shutil.copytree(self.bin.parent, folder, symlinks=True, ignore=ignore)
         return Environment(folder / "bin", enter=self.enter)
 
     def run(self, ranks, program, *arguments, env=None, **keywords):
@@ -100,6 +102,12 @@ def environment_of(version, packages=("mpi4py", "numpy"), suffix=""):
         must([*pip, "--no-deps", "--force-reinstall", wheel()], cwd=ROOT, timeout_s=INSTALL_LIMIT_S)
         made.write_text(digest)
     return Environment(folder / "bin", enter=enter)
+
+
+def environment_of_tools():
+    """Return an environment of the main version with tools that run programs, and such that install projects."""
+    packages = ("mpi4py", "coverage", "ipython", "setuptools>=80", "hatchling", "editables", "meson-python", "ninja")
+    return environment_of("%d.%d" % sys.version_info[:2], packages, "-tools")
 
 
 def find(version):
