@@ -175,3 +175,49 @@ def test_lazy_imports_are_delivered(tmp_path, script, statement):
     not_needed = ("stat", "_stat")  # a leaf does not look at the files for which `site` needs them
     values = [1, 2, 3, 4, 5, 6]
     assert_same_imports(environment, tmp_path, script(lazily + REPORT), values, env=env, not_needed=not_needed)
+
+
+LAZY = """
+    import importlib.util, json, sys, traceback
+
+    lazy import sample_one, sample_package.part, wave
+    lazy from sample_package import other as renamed, missing
+    lazy import sample_fails, sample_nothing
+
+    rank = int(sys.argv[2])
+    values = []
+
+    def use(action):
+        try:
+            values.append(str(action()))
+        except Exception:
+            values.append(traceback.format_exc())
+        values.append([name for name in sys.modules if name.startswith("sample") or name == "wave"])
+
+    uses = [
+        lambda: sample_one.VALUE,
+        lambda: sample_package.part.VALUE,
+        lambda: renamed.VALUE,
+        lambda: missing,
+        lambda: sample_fails.VALUE,
+        lambda: sample_nothing.VALUE,
+        lambda: wave.__name__,
+    ]
+    for action in uses[rank:] + uses[:rank] if rank % 2 else uses[4 - rank :: -1]:
+        use(action)
+"""
+
+
+def test_lazy_imports_may_be_used_first_in_another_order_by_each_rank(tmp_path, script):
+    environment = environment_of("3.15")
+    script("import sys\nVALUE = sorted(name for name in sys.modules if name.startswith('sample'))\n", "sample_one.py")
+    script("1 / 0\n", "sample_fails.py")
+    script("lazy from . import other\nVALUE = 'package'\n", "sample_package/__init__.py")
+    script("lazy import sample_one\nVALUE = sample_one.VALUE\n", "sample_package/part.py")
+    script("from . import part\nVALUE = part.__name__\n", "sample_package/other.py")
+    program = script(LAZY + REPORT)
+    plain = [values for values, _, _ in reports(environment, tmp_path / "plain", environment.python, program, {})]
+    ours = [values for values, _, _ in reports(environment, tmp_path / "ours", environment.python_mpi, program, {})]
+    assert ours == plain
+    assert ours[0] != ours[1]
+    assert "ZeroDivisionError" in str(ours[0])
