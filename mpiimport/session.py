@@ -131,6 +131,10 @@ class Session:
         forecast.finish()
         for entry in set(sys.path_importer_cache) - known - set(sys.path):
             del sys.path_importer_cache[entry]  # a hook that the program adds may want it
+        kept = {getattr(importer, "archive", None) for importer in sys.path_importer_cache.values()}
+        directories = getattr(sys.modules.get("zipimport"), "_zip_directory_cache", {})
+        for archive in set(directories) - kept:
+            del directories[archive]  # or what the program makes of it by then would not be seen
         made.native = self.native.plan(forecast.certain(), made.extensions())
         seconds = perf_counter() - forecast.began
         self.seconds["forecast"] = self.seconds.get("forecast", 0.0) + seconds

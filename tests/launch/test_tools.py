@@ -81,7 +81,7 @@ FILES = {
     "helper.py": "def check(value):\n    assert value == {'a': [1, 2]}, 'of the helper'\n",
     "plugin.py": "import pytest\n\ndef pytest_report_header():\n    return 'of the plugin'\n",
     "test_sample.py": """
-        import importlib, sys
+        import importlib, os, pathlib, sys
         import helper, own_module, pytest
 
         def test_passes(value):
@@ -93,9 +93,11 @@ FILES = {
         def test_of_helper():
             helper.check({"a": [1, 3]})
 
-        def test_in_a_new_folder(tmp_path, monkeypatch):
-            (tmp_path / "brand_new.py").write_text("VALUE = 1")
-            monkeypatch.syspath_prepend(tmp_path)
+        def test_in_a_new_folder(monkeypatch):
+            folder = pathlib.Path("new-" + os.environ["PMI_RANK"]).absolute()
+            folder.mkdir()
+            (folder / "brand_new.py").write_text("VALUE = 1")
+            monkeypatch.syspath_prepend(folder)
             import brand_new
             assert brand_new.VALUE == 2
 
@@ -134,7 +136,7 @@ def both(tmp_path):
 
 
 def test_pytest_rewrites_and_reports(both):
-    options = ["-p", "no:cacheprovider", "-p", "plugin", "-v", "-W", "always", "--basetemp=below"]
+    options = ["-p", "no:cacheprovider", "-p", "plugin", "-v", "-W", "always"]
     plain, ours = both("-m", "pytest", *options, status=1)
     plain, ours = ([re.sub(r" in [0-9.]+s|0x[0-9a-f]+", "", text) for text in texts] for texts in (plain, ours))
     assert "[1, 3]" in plain[0], plain
