@@ -8,23 +8,39 @@ SOURCES := $(shell find rust/src mpiimport site_mpi launcher -type f -not -path 
 	Cargo.toml rust/Cargo.toml Cargo.lock pyproject.toml
 IN_SLOWFS := --manifest-path tests/hosts/slowfs/Cargo.toml
 SLOWFS := target/slowfs/release/slowfs
+INSTALL_WHEEL := $(IN_VENV)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \
+	target/wheels/*.whl
 
 # The user's settings must not change what is built and tested.
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME PYTHONUNBUFFERED PYTHONOPTIMIZE
 
-.PHONY: demo test test-nightly test-rust test-sanitized lint deny advisories bench clean
+.PHONY: demo test test-nightly test-dist test-rust test-sanitized lint deny advisories bench dist clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built .mpi/mpich/.installed
 	@LD_LIBRARY_PATH=.mpi/mpich/lib PATH=$$PWD/$(IN_VENV):$$PWD/.mpi/mpich/bin:$$PATH \
 		timeout -k 5 120 mpiexec -n 4 python-mpi docs/demo.py
 
-test: test-rust $(VENV)/.built $(MPIS:%=.mpi/%/.installed) .mpi/impi-devel/.installed $(SLOWFS)
+TEST_NEEDS := $(MPIS:%=.mpi/%/.installed) .mpi/impi-devel/.installed $(SLOWFS)
+test: test-rust $(VENV)/.built $(TEST_NEEDS)
 	$(IN_VENV)/python -Im pytest --import-mode=importlib
 
 # It installs many packages for several Pythons, which takes some GB below .pythons.
-test-nightly: test-sanitized $(VENV)/.built .mpi/mpich/.installed
+test-nightly: test-sanitized $(VENV)/.built $(TEST_NEEDS)
 	$(IN_VENV)/python -Im pytest --import-mode=importlib -m nightly
+	$(MAKE) test-dist
+
+# The launch tests on the wheel that is released. Whatever needs the development build afterwards makes it anew.
+test-dist: dist $(VENV)/.tools $(TEST_NEEDS)
+	rm -rf target/wheels $(VENV)/.built
+	mkdir -p target/wheels
+	cp dist/*_$$(uname -m).whl target/wheels
+	$(INSTALL_WHEEL)
+	$(IN_VENV)/python -Im pytest --import-mode=importlib tests/launch
+
+# What is released: wheels for x86-64 and aarch64 and the sdist, made and checked.
+dist: target/dist/.tools
+	packaging/dist
 
 test-rust: .tools
 	PROPTEST_RNG_SEED=1 cargo test --quiet --no-default-features
@@ -81,7 +97,12 @@ $(VENV)/.tools: tests/requirements.txt | .tools
 $(VENV)/.built: $(SOURCES) $(VENV)/.tools
 	rm -rf target/wheels
 	$(IN_VENV)/maturin build --quiet --release --out target/wheels
-	$(IN_VENV)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall target/wheels/*.whl
+	$(INSTALL_WHEEL)
+	@touch $@
+
+target/dist/.tools: packaging/requirements.txt | .tools
+	$(PYTHON) -m venv --clear target/dist/tools
+	target/dist/tools/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 # The filesystem that simulated hosts share, in tests only.
