@@ -68,10 +68,10 @@ def install(*arguments, python, **keywords):
     must([*pip, *options, *arguments, wheel()], **keywords)
 
 
-def make_environment(folder):
-    """Make a virtual environment of the main interpreter, without pip."""
+def make_environment(folder, *options):
+    """Make a virtual environment of the main interpreter, without pip. `options` are for the installation."""
     must([sys.executable, "-Im", "venv", "--without-pip", folder])
-    install(python=folder / "bin" / "python")
+    install(*options, python=folder / "bin" / "python")
     return Environment(folder / "bin")
 
 
