@@ -1,4 +1,4 @@
-# Each target sets up what it needs, below .venv, .mpi, .pythons and target; `make clean` removes all of it.
+# Each target sets up what it needs, below .venv, .mpi, .pythons, target and dist; `make clean` removes all of it.
 
 PYTHON ?= python3
 VENV := .venv
@@ -121,4 +121,4 @@ $(SLOWFS): $(shell find tests/hosts/slowfs -type f) | .tools
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mpi .pythons target
+	rm -rf $(VENV) .mpi .pythons target dist
