@@ -49,7 +49,8 @@ def assert_same_start(environment, folder, *arguments, env=None, options=(), **k
             "rank %d: %s" % (rank, one) for one in differences(expected(plain[rank], ours[rank], rank), ours[rank])
         ]
     assert not found, "\n".join(found)
-    assert our_result.stdout == plain_result.stdout
+    printed, expected_printed = sorted(our_result.stdout.splitlines()), sorted(plain_result.stdout.splitlines())
+    assert printed == expected_printed, (our_result, plain_result)
     said, expected_said = sorted(our_result.stderr.splitlines()), sorted(plain_result.stderr.splitlines())
     for line in expected_said:
         assert line in said, (line, our_result, plain_result)
