@@ -5,11 +5,9 @@ sum over the ranks is what they occupy. It is read while all ranks have imported
 plain Python, and of `python-mpi` on its first and second run, with native code opened where it lies and copied to the
 host.
 
-    python benchmarks/memory.py [-n RANKS] [-o FILE]
+    python benchmarks/memory.py [-n RANKS] [-o FOLDER]
 """
 
-import argparse
-import json
 import re
 import sys
 import tempfile
@@ -19,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import mpi as mpis
+import results
 
 PROGRAM = """
 import numpy.fft, scipy.interpolate
@@ -92,40 +91,44 @@ def measure(mpi, ranks, argv):
         return [sizes_of(Path(folder, str(rank)).read_text()) for rank in range(ranks)]
 
 
-def show(mpi, found):
-    """Print the table of one MPI, in megabytes."""
-    columns = {
-        "root": lambda ranks, kind: ranks[0][kind],
-        "leaf": lambda ranks, kind: sum(rank[kind] for rank in ranks[1:]) / (len(ranks) - 1),
-        "all": lambda ranks, kind: sum(rank[kind] for rank in ranks),
-    }
-    width = max(map(len, KINDS.values())) + 2
-    print("\n%s, megabytes" % mpi)
-    print(" " * width + "".join("%30s" % name for name in found))
-    print(" " * width + "".join("%10s" % column for _ in found for column in columns))
-    for kind, text in KINDS.items():
-        cells = [column(ranks, kind) for ranks in found.values() for column in columns.values()]
-        print(text.ljust(width) + "".join("%10.1f" % (cell / 1e6) for cell in cells))
-    cells = [sum(column(ranks, kind) for kind in KINDS) for ranks in found.values() for column in columns.values()]
-    print("all".ljust(width) + "".join("%10.1f" % (cell / 1e6) for cell in cells))
-    totals = {name: sum(sum(rank.values()) for rank in ranks) for name, ranks in found.items()}
-    for name, total in totals.items():
-        print("%s: %.3f of plain Python" % (name, total / totals["plain"]))
+def show(report, mpi, found):
+    """Print the table of one MPI: megabytes of the root, of another rank, and of all."""
+    sums = {name: [rank[kind] for rank in ranks for kind in KINDS] for name, ranks in found.items()}
+    plain = sum(sums["plain"])
+    for name, ranks in found.items():
+        leaves = ranks[1:]
+        rows = [
+            [
+                text,
+                *(
+                    "%.1f" % (value / 1e6)
+                    for value in (ranks[0][kind], mean(leaves, kind), sum(r[kind] for r in ranks))
+                ),
+            ]
+            for kind, text in KINDS.items()
+        ]
+        rows.append(["all", "", "", "%.1f" % (sum(sums[name]) / 1e6)])
+        rows.append(["against plain Python", "", "", "%.3f" % (sum(sums[name]) / plain)])
+        report.table(["%s, %s, megabytes" % (mpi, name), "rank 0", "another rank", "all"], rows)
+        report.line()
+
+
+def mean(ranks, kind):
+    """Return the mean size of a kind."""
+    return sum(rank[kind] for rank in ranks) / len(ranks)
 
 
 def main():
-    """Measure and print; write all of it as JSON if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    """Measure, print and write."""
+    parser = results.arguments(__doc__)
     parser.add_argument("-n", metavar="RANKS", type=int, default=8)
-    parser.add_argument("-o", metavar="FILE", type=Path, help="write what was measured as JSON")
     chosen = parser.parse_args()
-    written = {}
+    report = results.Report(chosen.o, "memory")
+    measured = {}
     for mpi in (mpis.MPICH, mpis.OPENMPI):
-        found = {name: measure(mpi, chosen.n, argv) for name, argv in WAYS.items()}
-        show(mpi, found)
-        written[str(mpi)] = found
-    if chosen.o:
-        chosen.o.write_text(json.dumps(written, indent=1) + "\n")
+        found = measured[str(mpi)] = {name: measure(mpi, chosen.n, argv) for name, argv in WAYS.items()}
+        show(report, mpi, found)
+    report.write({"program": PROGRAM, "ranks": measured})
 
 
 if __name__ == "__main__":
