@@ -253,7 +253,6 @@ class Drawn:
         if not is_package:
             kind = self.random.random()
             if kind < 0.04:
-                self.files[place + ".cpython-311-x86_64-linux-gnu.so"] = b"no ELF"
                 self.files[place + ".abi3.so"] = b"no ELF"
             elif kind < 0.07:
                 self.files[place + ".py/inside.py"] = ""  # a folder
