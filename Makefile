@@ -79,6 +79,22 @@ bench: $(VENV)/.built $(MPIS:%=.mpi/%/.installed) $(SLOWFS)
 	set -e; for name in $(BENCHMARKS); do $(IN_VENV)/python benchmarks/$$name.py; done
 	$(IN_VENV)/python benchmarks/pages.py
 
+# The chart library of the report's page, as its makers publish it. To update it, change the version, and look at a report.
+ECHARTS := 6.1.0
+PAGE := mpiimport/page
+.PHONY: echarts
+echarts:
+	@command -v npm >/dev/null || { echo "To fetch the chart library, npm is needed. Install it and try again." >&2; exit 1; }
+	rm -rf target/echarts
+	mkdir -p target/echarts $(PAGE)/licenses
+	cd target/echarts && npm install --silent --no-save --prefix . echarts@$(ECHARTS)
+	cp target/echarts/node_modules/echarts/dist/echarts.min.js $(PAGE)/
+	cp target/echarts/node_modules/echarts/LICENSE $(PAGE)/licenses/echarts
+	cp target/echarts/node_modules/echarts/NOTICE $(PAGE)/licenses/echarts-notice
+	cp target/echarts/node_modules/echarts/licenses/LICENSE-d3 $(PAGE)/licenses/d3
+	cp target/echarts/node_modules/zrender/LICENSE $(PAGE)/licenses/zrender
+	{ echo "# Apache ECharts $(ECHARTS), from npm by \`make echarts\`"; cd $(PAGE) && sha256sum echarts.min.js; } > $(PAGE)/echarts.sha256
+
 # What cannot be installed from here is named in one sentence.
 .PHONY: .tools
 .tools:
