@@ -181,3 +181,12 @@ class Modules:
 
     def list(self, folders: list[str]) -> None:
         """List folders that no question has led to."""
+
+def report_record(row: bytes, sums: list[float]) -> None:
+    """Record a row for the report, and what the sums of this process are with it."""
+
+def report_start(sums: int, command: list[str] | None, header: bytes) -> None:
+    """From now on, record for the report: rows, and so many sums.
+
+    On the root, `command` makes the report when the process ends, of `header` and of what was recorded.
+    """

@@ -65,6 +65,10 @@ class Misses:
         if copied is not None:
             native.learn(copied, origin)
 
+    def claim(self, key: str) -> "Any":
+        """Wait until a question is answered, or this rank's to answer: see `_core.store_claim`."""
+        return _core.store_claim(key, CLAIM_TIMEOUT_S)
+
     def once(self, question: "tuple[Any, ...]", find: "Callable[[], tuple[Any, Any]]") -> "tuple[Any, Any]":
         """Have one rank of this host find something, and the others take it from the node store.
 
@@ -75,7 +79,7 @@ class Misses:
             return None, None
         key = _imp.source_hash(0, repr(question).encode("utf-8", "surrogatepass")).hex()
         try:
-            claimed = _core.store_claim(key, CLAIM_TIMEOUT_S)
+            claimed = self.claim(key)
         except OSError:
             return None, None  # the store is full or gone
         if claimed is None:

@@ -44,6 +44,9 @@ ROOT_PACKAGE = ("mpiimport.bundle", "mpiimport.forecast", "mpiimport.profile", "
 BUNDLED_PACKAGE = ("mpiimport.bundle",)
 """Those of them that a root with a bundle needs."""
 
+RECORDER = ("mpiimport.recorder",)
+"""What each rank needs for a report, and nobody else."""
+
 PLAIN_PACKAGE = ("site_mpi", "site_mpi.program")
 """The modules that a process without other ranks needs."""
 
@@ -80,6 +83,7 @@ OPTIONS = (
     ("write-bundle", None, "FILE", None, "make a bundle for the program instead of running it"),
     ("include", None, "NAMES", "", "further modules for --write-bundle, separated by commas"),
     ("stable", None, "PATHS", "", "folders, separated by colons, whose modules do not change during a run"),
+    ("report", None, "FILE", None, "say in this .html, .json or .txt file where the time of imports went"),
     ("abort-on-exit", None, None, 0, "sys.exit(n) with n other than 0 on one rank ends the job (of python-mpi)"),
     ("require", None, None, 0, "fail where there is no MPI, instead of running as plain Python"),
     ("local", None, None, 0, "leave MPI alone, for one program beside others in an MPI world"),
@@ -159,6 +163,7 @@ class Settings:
     module: "str | None"
     policy: str
     profile: str
+    report: "str | None"
     require: int
     scan: str
     stable: str
@@ -443,23 +448,29 @@ def connect(settings: Settings, folder: str) -> "Place | None":
             "MPIIMPORT_LIBMPI to the libmpi of your mpiexec." % (size, place["library"])
         )
     place["launcher"] = variable
-    agree(place, settings.policy)
+    agree(place, settings)
     return place
 
 
-def agree(place: "Place", policy: str) -> None:
-    """Make sure that every rank runs the same Python and the same mpiimport, by the same policy. Collective."""
+def agree(place: "Place", settings: Settings) -> None:
+    """Make sure that every rank runs the same Python and mpiimport, by the same policy, and makes a report or not.
+
+    Collective.
+    """
     core: Any = sys.modules["mpiimport._core"]
     options = " -" + "O" * sys.flags.optimize if sys.flags.optimize else ""
     version = "Python %d.%d.%d%s with mpiimport %s" % (*sys.version_info[:3], options, core.__version__)
-    if policy != "opening":
-        version += " and --policy " + policy
+    if settings.policy != "opening":
+        version += " and --policy " + settings.policy
     fields = (version, 80), (place["host"], 64), ("01"[place["local_rank"] == 0], 1)
     mine = b"".join(text.encode()[:size].ljust(size) for text, size in fields)
     everyone = core.gather(mine, "every rank to say which Python it runs")
     problem = ""
     if everyone is not None:
         place["hosts"] = sum(one[144:] == b"1" for one in everyone)
+        if settings.report is not None:
+            place["host_of_rank"] = [one[80:144].decode("utf-8", "replace").strip() for one in everyone]
+            problem = report_problem(settings.report)
         differing = [
             "rank %d on %s %s" % (rank, one[80:144].decode("utf-8", "replace").strip(), one[:80].decode().strip())
             for rank, one in enumerate(everyone)
@@ -471,9 +482,35 @@ def agree(place: "Place", policy: str) -> None:
                 ", ".join(differing[:3]),
                 " and %d more differ" % (len(differing) - 3) if len(differing) > 3 else "",
             )
-    problem = core.broadcast(problem.encode(), "rank 0 to compare the Pythons").decode()
+    said = "%d%s" % (settings.report is not None, problem)
+    said = core.broadcast(said.encode("utf-8", "surrogateescape"), "rank 0 to compare the Pythons")
+    said = said.decode("utf-8", "surrogateescape")
+    place["records"], problem = said[0] == "1", said[1:]
     if problem:
         raise UsageError(problem)
+
+
+def reports(settings: Settings, place: "Place | None") -> bool:
+    """Whether this rank records its imports for a report: with others if the root wants it, else for its own."""
+    if place is not None:
+        return bool(place["records"])
+    return settings.report is not None and settings.write_bundle is None and is_first()
+
+
+def report_problem(path: str) -> str:
+    """Return why no report can be written to this file, or nothing."""
+    if not path.endswith((".html", ".json", ".txt")):
+        return "cannot write the report `%s`: its name must end in .html, .json or .txt" % path
+    folder = path[: path.rfind("/") + 1] or "."
+    trial = "%s/.mpiimport-report-%d" % (folder, posix.getpid())
+    try:
+        if is_folder(path):
+            return "cannot write the report `%s`: it is a folder" % path
+        posix.close(posix.open(trial, posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_CLOEXEC, 0o600))
+        posix.unlink(trial)
+    except OSError as cause:
+        return "cannot write the report `%s`: %s" % (path, cause.strerror)
+    return ""
 
 
 class PackageFinder:
@@ -534,7 +571,8 @@ def load_package(place: "Place | None", settings: Settings, folder: str) -> None
     The root opens the bundle, too, if the user chose one: it has these modules. It is `place["bundle"]`.
     """
     if place is None:
-        execute_package(read_package(PACKAGE + ROOT_PACKAGE, folder))
+        recorder = RECORDER if reports(settings, place) else ()
+        execute_package(read_package(PACKAGE + ROOT_PACKAGE + recorder, folder))
         return
     sent: bytes | None = None
     own: list[OwnModule] = []
@@ -542,6 +580,9 @@ def load_package(place: "Place | None", settings: Settings, folder: str) -> None
         place["bundle"], package = choose_bundle(settings, folder)
         sent, own = package or whole_package(ROOT_PACKAGE, folder)
     execute_package(marshal.loads(load_core(folder).broadcast(sent, "rank 0 to read mpiimport")) + own)
+    if place["records"]:
+        sent = marshal.dumps(read_package(RECORDER, folder)) if place["rank"] == 0 else None
+        execute_package(marshal.loads(load_core(folder).broadcast(sent, "rank 0 to read mpiimport")))
 
 
 def identity(folder: str) -> "dict[str, str]":
@@ -674,7 +715,11 @@ def main() -> None:
         place = connect(settings, folder)
         if settings.write_bundle is not None and place is not None:
             raise UsageError("--write-bundle is for one process: start python-mpi without mpiexec")
-        if place is None and not settings.verbose and settings.write_bundle is None:
+        if place is None and reports(settings, place):
+            problem = report_problem(settings.report or "")
+            if problem:
+                raise UsageError(problem)
+        elif place is None and not settings.verbose and settings.write_bundle is None:
             run_plain(settings, rest, arguments, folder)
             return
         load_package(place, settings, folder)

@@ -43,6 +43,10 @@ class Start:
         self.session = Session(settings, place)
         sessions.current = self.session
         sys.mpiimport = sys.modules["mpiimport"]  # type: ignore[attr-defined]
+        if boot.reports(settings, place):
+            from mpiimport.recorder import Recorder
+
+            Recorder(self.session).start()
 
     def run_program(self, rest: "list[str]", arguments: "list[str]") -> None:
         """Do all stages, then run what the rest of the command line asks for. Collective."""

@@ -8,6 +8,7 @@
 //!     abi.rs       the constants of the three binary interfaces
 //!     store.rs     what the ranks of one host share
 //!     profile.rs   what they asked, kept for the next run
+//!     report.rs    what they recorded, for a file that says where the time went
 //!   modules.rs   what importlib would find and read, by many threads
 //!   closure.rs   which libraries a native module brings along
 //!     elf.rs       what a native library asks of the dynamic loader
@@ -29,6 +30,7 @@ pub mod profile;
 pub mod progress;
 #[cfg(feature = "python")]
 mod python;
+pub mod report;
 pub mod store;
 pub mod trust;
 pub mod world;

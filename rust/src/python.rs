@@ -11,7 +11,7 @@ use crate::profile::{self, Profile};
 use crate::progress;
 use crate::trust::{self, Refusal};
 use crate::world::{self, World};
-use crate::{closure, elf, libmpi, store};
+use crate::{closure, elf, libmpi, report, store};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -87,11 +87,8 @@ fn connect<'py>(
     let find_libmpi = began.elapsed();
     let world = waiting(py, |interrupt| world::connect(opened, &options, interrupt))?;
     let start_mpi = began.elapsed() - find_libmpi;
-    // SAFETY: a plain function that touches no Python, as Py_AtExit requires.
-    if first && unsafe { ffi::Py_AtExit(Some(world::at_exit)) } != 0 {
-        return Err(PyRuntimeError::new_err(
-            "the interpreter has no room for one more exit function",
-        ));
+    if first {
+        call_at_exit()?;
     }
     let found = PyDict::new(py);
     found.set_item("rank", world.rank)?;
@@ -128,6 +125,16 @@ fn find_libmpi(
         (opened.candidate, opened.path.into_os_string(), abi, version)
     });
     Ok((found, refused))
+}
+
+fn call_at_exit() -> PyResult<()> {
+    // SAFETY: a plain function that touches no Python, as Py_AtExit requires.
+    match unsafe { ffi::Py_AtExit(Some(world::at_exit)) } {
+        0 => Ok(()),
+        _ => Err(PyRuntimeError::new_err(
+            "the interpreter has no room for one more exit function",
+        )),
+    }
 }
 
 fn family(name: &str) -> PyResult<Family> {
@@ -543,6 +550,23 @@ fn note(question: &[u8]) {
     profile::note(question);
 }
 
+/// From now on, this process records for the report: rows, and so many sums. On the root, `command` makes the report at
+/// the end, of `header` and of what was recorded.
+#[pyfunction]
+fn report_start(sums: usize, command: Option<Vec<OsString>>, header: &[u8]) -> PyResult<()> {
+    report::start(sums, command.map(|command| (command, header.to_vec())));
+    if world::joined().is_none() {
+        call_at_exit()?;
+    }
+    Ok(())
+}
+
+/// Record a row for the report, and what the sums of this process are with it.
+#[pyfunction]
+fn report_record(row: &[u8], sums: Vec<f64>) {
+    report::record(row, &sums);
+}
+
 /// The libraries that each of these files needs, as (path, soname or None), each after those that it needs itself.
 #[pyfunction]
 fn closures(
@@ -712,7 +736,7 @@ mod _core {
     use super::{
         Bundle, Modules, abi_constants, abort, broadcast, broadcast_shared, closures, connect, crc32, deliver_files,
         filesystem_types, find_libmpi, flags_with_site, gather, hide_progress, is_active, is_first_on_host,
-        is_truncated, needed, next_step, note, preload, read_own, release_memory, show_progress, states, store_claim,
-        store_copy, store_link, store_open, store_problem, store_put, take_notes,
+        is_truncated, needed, next_step, note, preload, read_own, release_memory, report_record, report_start,
+        show_progress, states, store_claim, store_copy, store_link, store_open, store_problem, store_put, take_notes,
     };
 }

@@ -10,6 +10,7 @@ use crate::modules;
 use crate::mpi::{Comm, Mpi, Request};
 use crate::profile::{self, Profile, Questions};
 use crate::progress;
+use crate::report;
 use crate::store::{Incoming, Store};
 use once_cell::sync::OnceCell;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
@@ -561,6 +562,77 @@ impl World {
         Ok(())
     }
 
+    /// Gathers on the root what the ranks recorded, of all of them the sums and of some the rows, and has the report
+    /// made. Collective, when MPI ends.
+    fn gather_report(&self) -> Result<()> {
+        let Some(records) = report::recorded() else {
+            return Ok(());
+        };
+        let what = "the other ranks to finish";
+        let interrupt: &mut Interrupt = &mut || Ok(());
+        let sent = report::as_bytes(&records.sums).leak();
+        let received = vec![0; sent.len() * self.size].leak();
+        // MPI_Finalize waits for all ranks, however long they take, and so does this. MPI has the buffers until then.
+        // SAFETY: the buffers live for ever.
+        let request = unsafe {
+            self.mpi
+                .igather(sent.as_ptr(), sent.len(), received.as_mut_ptr(), self.comm)?
+        };
+        self.wait(interrupt).without_limit().until_complete(request, what)?;
+        let sums = report::as_numbers(received);
+        let each = records.sums.len().max(1);
+        let mut announced = [u32::MAX; report::DETAILED];
+        if self.rank == 0 {
+            let seconds: Vec<f64> = sums.iter().copied().step_by(each).collect();
+            for (place, rank) in announced.iter_mut().zip(report::chosen(&seconds)) {
+                *place = rank as u32;
+            }
+        }
+        let announced = announced
+            .iter()
+            .flat_map(|rank| rank.to_le_bytes())
+            .collect::<Vec<_>>()
+            .leak();
+        // SAFETY: the buffer lives for ever.
+        let request = unsafe { self.mpi.ibcast(announced.as_mut_ptr(), announced.len(), self.comm)? };
+        self.wait(interrupt).without_limit().until_complete(request, what)?;
+        let chosen = announced
+            .chunks_exact(4)
+            .map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize)
+            .filter(|&rank| rank < self.size);
+        if self.rank > 0 {
+            if chosen.into_iter().any(|rank| rank == self.rank) {
+                let size_bytes = (records.rows.len() as u64).to_le_bytes().to_vec().leak();
+                for sent in [size_bytes, records.rows.leak()] {
+                    // SAFETY: the buffers live for ever.
+                    let request = unsafe { self.mpi.isend(sent.as_ptr(), sent.len(), 0, self.comm)? };
+                    self.wait(interrupt).until_complete(request, what)?;
+                }
+            }
+            return Ok(());
+        }
+        let mut details = Vec::new();
+        for rank in chosen {
+            if rank == 0 {
+                details.push((rank, records.rows.clone()));
+                continue;
+            }
+            let size_bytes = self.receive(8, rank, what, interrupt)?;
+            let size_bytes = size_bytes.iter().rfold(0, |size, &byte| size << 8 | usize::from(byte));
+            details.push((rank, self.receive(size_bytes, rank, what, interrupt)?.to_vec()));
+        }
+        records.make(&sums, &details)
+    }
+
+    /// Receives bytes that a rank sends.
+    fn receive(&self, size_bytes: usize, rank: usize, what: &str, interrupt: &mut Interrupt) -> Result<&'static [u8]> {
+        let buffer = vec![0_u8; size_bytes].leak();
+        // SAFETY: the buffer lives for ever.
+        let request = unsafe { self.mpi.irecv(buffer.as_mut_ptr(), buffer.len(), rank, self.comm)? };
+        self.wait(interrupt).until_complete(request, what)?;
+        Ok(buffer)
+    }
+
     fn broadcast_size(&self, size_bytes: Option<usize>, what: &str, interrupt: &mut Interrupt) -> Result<usize> {
         let announced = (size_bytes.unwrap_or(0) as u64).to_le_bytes().to_vec().leak();
         let announced = self.broadcast_pieces(self.comm, announced, what, interrupt)?;
@@ -940,6 +1012,9 @@ extern "C" fn in_finalize(_comm: usize, _keyval: c_int, _value: *mut c_void, _ex
     if let Err(cause) = world.gather_notes() {
         log::debug!("{cause}");
     }
+    if let Err(cause) = world.gather_report() {
+        eprintln!("mpiimport: {cause}.");
+    }
     let split = world.leaders.into_iter().chain([world.node]);
     for comm in split.filter(|_| world.local_size < world.size).chain([world.comm]) {
         if let Err(cause) = world.mpi.comm_free(comm) {
@@ -951,7 +1026,9 @@ extern "C" fn in_finalize(_comm: usize, _keyval: c_int, _value: *mut c_void, _ex
 
 /// Called by the interpreter after everything of Python's has ended: aborts or finalises MPI if that is ours to do.
 pub extern "C" fn at_exit() {
-    let Some(world) = joined() else { return };
+    let Some(world) = joined() else {
+        return report::make_alone();
+    };
     let active = world.mpi.is_initialized().unwrap_or(false) && !world.mpi.is_finalized().unwrap_or(true);
     let status = world.abort_status.load(Ordering::Acquire);
     let ended = match (active, status) {
