@@ -2,9 +2,11 @@
 
 import json
 import re
+from collections import Counter
 
 import pytest
 from pythons import environment_of
+from reports import check_agreement, records
 from snapshots import assert_same_start
 
 VERSIONS = ("3.9", "3.10", "3.12", "3.13", "3.14", "3.15")
@@ -97,6 +99,35 @@ def test_numpy_is_delivered(environment, tmp_path, script):
     if reason.exists():
         pytest.skip("numpy has no wheel for this version: %s" % reason.read_text())
     assert_same_imports(environment, tmp_path, script(STANDARD + NUMPY + REPORT), [1, 2, 3, 4, 5, 6, 7, 4 * RANKS])
+
+
+RAISES = """
+    import json, sys, traceback
+    import email.message
+    for name in ("broken", "raises", "nothing"):
+        try: __import__(name)
+        except Exception: traceback.print_exc()
+    stats = sys.mpiimport.stats() if hasattr(sys, "mpiimport") else None
+    sys.stdout.write(json.dumps(stats) + "\\n")
+    sys.stdout.flush()
+"""
+
+
+def test_a_report_agrees_with_what_ranks_say_and_leaves_tracebacks_as_they_are(environment, tmp_path, script):
+    program = script(RAISES)
+    script("x = (\n", "broken.py")
+    script("import raises_too\n", "raises.py")
+    script("1 / 0\n", "raises_too.py")
+    plain = environment.run(1, environment.python, program)
+    env = {"MPIIMPORT_REPORT": str(tmp_path / "report.json")}
+    result = environment.run(RANKS, environment.python_mpi, program, env=env)
+    assert result.returncode == plain.returncode == 0, result
+    frames = [line for line in plain.stderr.splitlines() if line]
+    assert Counter(result.stderr.splitlines()) == {line: RANKS * count for line, count in Counter(frames).items()}
+    report = json.loads((tmp_path / "report.json").read_text())
+    check_agreement(report, [json.loads(line) for line in result.stdout.splitlines()])
+    found = {one["name"]: one["error"] for one in records(report, 1) if one["error"]}
+    assert found.items() >= {"broken": "SyntaxError", "raises": "ZeroDivisionError"}.items()
 
 
 ERRORS = {
