@@ -14,7 +14,7 @@ INSTALL_WHEEL := $(IN_VENV)/python -m pip install --quiet --disable-pip-version-
 # The user's settings must not change what is built and tested.
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME PYTHONUNBUFFERED PYTHONOPTIMIZE
 
-.PHONY: demo test test-nightly test-dist test-rust test-sanitized lint deny advisories bench dist clean
+.PHONY: demo test test-nightly test-dist test-rust test-sanitized lint deny advisories bench docs dist clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built .mpi/mpich/.installed
@@ -94,6 +94,15 @@ echarts:
 	cp target/echarts/node_modules/echarts/licenses/LICENSE-d3 $(PAGE)/licenses/d3
 	cp target/echarts/node_modules/zrender/LICENSE $(PAGE)/licenses/zrender
 	{ echo "# Apache ECharts $(ECHARTS), from npm by \`make echarts\`"; cd $(PAGE) && sha256sum echarts.min.js; } > $(PAGE)/echarts.sha256
+
+# The site, in target/docs. Links that lead nowhere, and anything a page would fetch from elsewhere, end it.
+docs: target/docs-tools/.installed
+	NO_MKDOCS_2_WARNING=1 target/docs-tools/bin/mkdocs build --strict
+
+target/docs-tools/.installed: docs/requirements.txt | .tools
+	$(PYTHON) -m venv --clear target/docs-tools
+	target/docs-tools/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 # What cannot be installed from here is named in one sentence.
 .PHONY: .tools
