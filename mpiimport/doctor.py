@@ -482,18 +482,23 @@ def join(report: Report, settings: "Settings", chosen: "argparse.Namespace") -> 
     """Join the other ranks and compare the hosts. Collective. What keeps a rank from it is a problem in its report."""
     if boot.launcher() is None:
         return None
-    settings.timeout_s = chosen.timeout
+    settings.timeout_s = chosen.timeout + 2 * boot.END_S  # the core would end this process without its report
 
     def give_up() -> None:
         """End this process: MPI does not come back."""
         if boot.is_first():
-            text = "MPI_Init did not return within %g s: some ranks did not come to it, or cannot reach the others"
-            report.fail("mpi", text % chosen.timeout, "See what other ranks said, and try 2 ranks on one host.")
+            report.fail(
+                "mpi",
+                "MPI did not start within %g s: some ranks did not come to it, or cannot reach the others"
+                % chosen.timeout,
+                "See what other ranks said, and try 2 ranks on one host. If other programs run in this world, start ours "
+                "with MPIIMPORT_LOCAL=1.",
+            )
             report.end(as_json=chosen.json)
         time.sleep(boot.END_S / 4 if boot.is_first() else boot.END_S)
         os._exit(1)
 
-    watchdog = threading.Timer(chosen.timeout + boot.END_S, give_up)
+    watchdog = threading.Timer(chosen.timeout, give_up)
     watchdog.daemon = True
     watchdog.start()
     place = None

@@ -301,19 +301,18 @@ def test_what_makes_no_sense_is_said_once(script):
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
-    [
-        (["sleep", "50"], "MPI_Init did not return within 2 s"),
-        (["python", "-c", "from mpi4py import MPI; import time; time.sleep(50)"], "start ours with MPIIMPORT_LOCAL=1"),
-    ],
+    "other",
+    [["sleep", "50"], ["python", "-c", "from mpi4py import MPI; import time; time.sleep(50)"]],
     ids=["before MPI", "in MPI"],
 )
-def test_ranks_that_never_come_are_not_waited_for(two_mpis, other, said):
+def test_ranks_that_never_come_are_not_waited_for(two_mpis, other):
     result = two_mpis.run(1, "mpiimport", "doctor", "--json", "--timeout", "2", ":", "-n", "1", *other)
     assert not result.timed_out, result
     assert result.seconds < 40, result
     report = report_of(result, "problem")
-    assert said in finding(report, "problem", "mpi")
+    said = finding(report, "problem", "mpi")
+    assert "MPI did not start within 2 s" in said
+    assert "start ours with MPIIMPORT_LOCAL=1" in said
 
 
 def test_ranks_with_another_python_are_named(tmp_path):
