@@ -356,7 +356,7 @@ def test_the_node_store_is_in_memory_while_the_program_runs_and_gone_after_it(tw
     text = """
 import glob, os
 from mpi4py import MPI
-stores = [os.readlink(fd) for fd in glob.glob("/proc/self/fd/*") if os.path.isdir(fd)]
+stores = {os.readlink(fd) for fd in glob.glob("/proc/self/fd/*") if os.path.isdir(fd)}
 stores = [store for store in stores if "/mpiimport-" in store]
 MPI.COMM_WORLD.barrier()
 print(*stores, *map(os.path.isdir, stores))
