@@ -489,7 +489,7 @@ def join(report: Report, settings: "Settings", chosen: "argparse.Namespace") -> 
         if boot.is_first():
             report.fail(
                 "mpi",
-                "MPI did not start within %g s: some ranks did not come to it, or cannot reach others" % chosen.timeout,
+                "MPI did not start within %g s: some ranks did not come, or cannot reach others" % chosen.timeout,
                 "See what other ranks said, and try 2 ranks on one host. If other programs run in this world, start ours "
                 "with MPIIMPORT_LOCAL=1.",
             )
