@@ -490,8 +490,8 @@ def join(report: Report, settings: "Settings", chosen: "argparse.Namespace") -> 
             report.fail(
                 "mpi",
                 "MPI did not start within %g s: some ranks did not come, or cannot reach others" % chosen.timeout,
-                "See what other ranks said, and try 2 ranks on one host. If other programs run in this world, start ours "
-                "with MPIIMPORT_LOCAL=1.",
+                "See what other ranks said, and try 2 ranks on one host. If other programs run in this world, start "
+                "ours with MPIIMPORT_LOCAL=1.",
             )
             report.end(as_json=chosen.json)
         time.sleep(boot.END_S / 4 if boot.is_first() else boot.END_S)
