@@ -110,10 +110,10 @@ def main():
 
         run = program.run
 
-        def run_program(*arguments):
+        def run_program(*arguments, **keywords):
             clock.enter("the program")
             try:
-                run(*arguments)
+                run(*arguments, **keywords)
             finally:
                 clock.leave()
                 write(file, place)

@@ -19,7 +19,7 @@ class PyMpiimport(PythonPackage):
 
     pypi = "mpiimport/mpiimport-0.1.0.tar.gz"
 
-    license("MIT OR Apache-2.0")
+    license("(MIT OR Apache-2.0) AND Apache-2.0 AND BSD-3-Clause")
 
     version("0.1.0")
 
