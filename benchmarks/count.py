@@ -74,6 +74,8 @@ def events(file):
                 if number == "2":
                     yield from (Said(said) for said in (path or "").split("\\n") if said)
                 continue
+            if name.startswith("symlink"):  # what comes first is a text; the link itself is in a node store
+                continue
             kind = KINDS.get(name, name)
             if not path and number is not None:
                 kind, path = "fstat", base
