@@ -495,6 +495,7 @@ CASES = {
 
         def daemon():
             load("lately.by_daemon")
+            imported.set()
             time.sleep(30)
 
         kept = [Last("by_global"), Silent()]
@@ -504,7 +505,9 @@ CASES = {
         weakref.finalize(kept[0].__class__, lambda: say("finalize", load("lately.by_finalize")))
         atexit.register(lambda: say("atexit", load("lately.by_atexit"), MPI.Is_finalized()))
         threading.Thread(target=waits).start()
+        imported = threading.Event()
         threading.Thread(target=daemon, daemon=True).start()
+        imported.wait()  # a daemon thread that imports while the interpreter ends may be killed inside an import
         """,
         {
             "computed.py": "VALUE = 1",
