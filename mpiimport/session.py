@@ -89,8 +89,8 @@ class Session:
         self.finder.path_hooks = list(sys.path_hooks)
         if self.is_root():
             _core.hide_progress()  # no thread of ours runs beside the program
-        if self.is_root() and received.records:
-            _core.release_memory()  # what the forecast has read: 20 MB for scipy
+            if received.records:
+                _core.release_memory()  # what the forecast has read: 20 MB for scipy
 
     def note(self, kind: str, *fields: str) -> None:
         """Take note of a question, for the profile."""
@@ -154,8 +154,9 @@ class Session:
         """
         from mpiimport.profile import Profile
 
+        far = made.shares_misses = self.is_far()  # by now `sys.path` has the program's folder
         profile = None
-        if self.settings.profile != "off" and (self.settings.profile != "auto" or self.is_far()):
+        if self.settings.profile != "off" and (self.settings.profile != "auto" or far):
             profile = Profile(self.settings.profile, kind, target, sys.path, self.path0)
             problem = profile.read()
             if problem is not None and self.speaks_of_profile():
@@ -172,7 +173,7 @@ class Session:
             def follow(forecast: "Forecast") -> None:
                 forecast.follow_questions(modules)
                 forecast.follow_roots(included)
-        elif self.settings.scan != "never" and self.is_far():
+        elif self.settings.scan != "never" and far:
 
             def follow(forecast: "Forecast") -> None:
                 scan(forecast)

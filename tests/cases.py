@@ -1,7 +1,6 @@
 """Programs with files beside them, run in the same folder by plain Python and by `python-mpi`, rank by rank."""
 
 import io
-import json
 import os
 import py_compile
 import re
@@ -77,14 +76,6 @@ def launch(case, folder, *program, mpi=mpis.MPICH, env=None):
     """Run the case's program with its files made anew."""
     place(folder, case.files)
     return mpi.run(case.ranks, *program, "program.py", cwd=folder, env={**case.env, **(env or {})})
-
-
-def said(result):
-    """Return the lines of all ranks, rank by rank."""
-    assert result.returncode == 0, result
-    lines = sorted((json.loads(line) for line in result.stdout.splitlines()), key=lambda line: line[0])
-    assert lines, result
-    return lines
 
 
 def complaints(stderr):

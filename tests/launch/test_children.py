@@ -3,7 +3,8 @@ store of its parent alone."""
 
 import textwrap
 
-from cases import PRELUDE, Case, launch, said
+from cases import PRELUDE, Case, launch
+from compared import said
 
 SEEN = """
 import os, re, sys

@@ -5,7 +5,8 @@ import sys
 
 import mpi as mpis
 import pytest
-from cases import complaints, place, said
+from cases import complaints, place
+from compared import said
 from pythons import environment_of_tools, must
 
 PACKAGE = {

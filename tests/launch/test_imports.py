@@ -8,7 +8,8 @@ from pathlib import Path
 
 import mpi as mpis
 import pytest
-from cases import PRELUDE, Case, archive, bytecode, complaints, launch, said
+from cases import PRELUDE, Case, archive, bytecode, complaints, launch
+from compared import said
 
 RUNS = int(os.environ.get("MPIIMPORT_TEST_RUNS", "1"))
 

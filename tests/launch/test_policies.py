@@ -8,6 +8,7 @@ import zipfile
 
 import mpi as mpis
 import pytest
+from compared import said
 
 FIXED_SEED = {"PYTHONHASHSEED": "0"}
 LOCKSTEP_ADVICE = "the policy `opening` (docs/how-to/rank-dependent-imports.md)"
@@ -21,14 +22,6 @@ def say(*values):
     sys.stdout.flush()
 
 """
-
-
-def said(result):
-    """Return the lines of all ranks, rank by rank."""
-    assert result.returncode == 0, result
-    lines = sorted((json.loads(line) for line in result.stdout.splitlines()), key=lambda line: line[0])
-    assert lines, result
-    return lines
 
 
 def values(result):
