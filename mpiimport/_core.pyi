@@ -81,8 +81,14 @@ def closures(files: list[str], library_path: list[str], system: list[str]) -> li
     `library_path` is LD_LIBRARY_PATH; libraries below the folders in `system` are left out.
     """
 
+def compress(code: bytes) -> bytes:
+    """Return marshalled code as it travels: compressed."""
+
 def crc32(data: bytes, before: int = 0) -> int:
     """Return the CRC-32 of bytes, or of what `before` is the CRC-32 of with these bytes after it."""
+
+def decompress(compressed: bytes) -> bytes:
+    """Return the marshalled code that was compressed. Raises RuntimeError for what is damaged."""
 
 def deliver_files(
     paths: list[str], links: list[str], bundle: tuple[Bundle, list[tuple[int, int, int]]] | None, what: str
@@ -172,7 +178,7 @@ class Modules:
     def find(self, questions: list[tuple[list[str], list[str]]]) -> tuple[list[tuple[Any, ...] | None], bytes]:
         """Answer questions, each some folders and some last parts of names, name after name.
 
-        Return (answers, code). An answer is (kind, origin, locations, (where its marshalled code begins in `code`, and
+        Return (answers, code). An answer is (kind, origin, locations, (where its compressed code begins in `code`, and
         ends), (the source's time of modification in ns, size in bytes)), or None where `importlib` has to be asked.
         """
 

@@ -11,6 +11,8 @@ import sys
 from _frozen_importlib_external import ExtensionFileLoader, FileFinder, PathFinder, SourceFileLoader
 from time import time
 
+from mpiimport import _core
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,8 +34,8 @@ LOCAL = "local"
 class Answer:
     """What was found for one question.
 
-    `path` is the list of folders that was searched; `locations` a package's `__path__`; `code` the marshalled code.
-    `witnesses` are the folders and files outside the environment on which the answer rests, as
+    `path` is the list of folders that was searched; `locations` a package's `__path__`; `code` the marshalled code,
+    compressed. `witnesses` are the folders and files outside the environment on which the answer rests, as
     `(path, mtime_ns or None, size_bytes or None)`: the answer holds while they are as they were. Their last one is
     the origin, where that lies outside the environment.
     """
@@ -181,7 +183,7 @@ def ask(
         code = loader.get_code(fullname)
     except Exception:  # every rank that imports it meets the same error, and only that rank shows it
         return Answer(folders, LOCAL), None
-    captured = memoryview(loader.bytecode)[16:] if loader.bytecode is not None else marshal.dumps(code)
+    captured = _core.compress(loader.bytecode[16:] if loader.bytecode is not None else marshal.dumps(code))
     found = witnesses(folders, origin, stable, locations, origin_state=loader.state)
     return Answer(folders, SOURCE, origin, locations, captured, found), code
 

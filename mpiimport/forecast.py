@@ -157,7 +157,7 @@ class Forecast:
             self.add(fullname, answer)
             if code is None and answer.code is not None:
                 try:
-                    code = marshal.loads(answer.code)
+                    code = marshal.loads(_core.decompress(bytes(answer.code)))
                 except (EOFError, ValueError, TypeError):
                     self.opening.add(fullname, Answer(answer.path, answers.LOCAL))  # who imports it meets the error
             if code is not None and not self.is_late():

@@ -5,6 +5,8 @@ import marshal
 import posix
 from _frozen_importlib_external import SourceFileLoader
 
+from mpiimport import _core
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +31,7 @@ def after_execution(spec: "ModuleSpec", change: "Callable[[Any], None]") -> None
 
 
 class DeliveredLoader(SourceFileLoader):
-    """Load a source module from the code that the root, or another rank of this host, has read.
+    """Load a source module from the code, compressed, that the root, or another rank of this host, has read.
 
     `exec_module` is not overridden, so that no frame of ours is in a traceback. The delivered code is used once: who
     asks again, `importlib.reload` for one, gets what is in the file by then.
@@ -47,7 +49,7 @@ class DeliveredLoader(SourceFileLoader):
         if delivered is None:
             return super().get_code(fullname)
         self.delivered = None
-        code: CodeType = marshal.loads(delivered)
+        code: CodeType = marshal.loads(_core.decompress(bytes(delivered)))
         _imp._fix_co_filename(code, self.path)  # type: ignore[attr-defined]
         return code
 

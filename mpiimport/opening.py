@@ -1,7 +1,8 @@
 """An opening: answers foreseen and found by the root, packed into one message that each host holds once.
 
 Format, between ranks that run the same Python: 8 bytes with the size of the index, the marshalled index, and a body of
-marshalled records, code and files. A rank unmarshals the index, and of the body only what its program asks for.
+marshalled records, compressed code, and files. A rank unmarshals the index, and of the body only what its program asks
+for.
 """
 
 import marshal

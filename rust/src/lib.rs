@@ -10,6 +10,7 @@
 //!     profile.rs   what they asked, kept for the next run
 //!     report.rs    what they recorded, for a file that says where the time went
 //!   modules.rs   what importlib would find and read, by many threads
+//!   code.rs      code as it travels, compressed
 //!   closure.rs   which libraries a native module brings along
 //!     elf.rs       what a native library asks of the dynamic loader
 //!   bundle.rs    what was made ahead of time, read from one file
@@ -21,6 +22,7 @@
 pub mod abi;
 pub mod bundle;
 pub mod closure;
+pub mod code;
 pub mod elf;
 pub mod error;
 pub mod libmpi;

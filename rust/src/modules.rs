@@ -4,7 +4,7 @@
 //! of `FileFinder.find_spec`, `PathFinder._get_spec` and `SourceFileLoader.get_code`. Whatever asks for more, a zip
 //! file, bytecode to be compiled or checked by hash, a folder that cannot be read, is left to `importlib` itself.
 
-use crate::progress;
+use crate::{code, progress};
 use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, open, stat};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
@@ -64,13 +64,13 @@ pub struct Module {
     pub origin: OsString,
     /// The folder of a package, whose `__init__` this is.
     pub location: Option<OsString>,
-    /// Source, with its marshalled code, or None for an extension module.
+    /// Source, with its code, or None for an extension module.
     pub source: Option<Source>,
 }
 
 /// A module's code, and the file that it was compiled from.
 pub struct Source {
-    /// Where the marshalled code is among what was read.
+    /// Where the code, marshalled and compressed, is among all code.
     pub code: Range<usize>,
     /// When the source was modified.
     pub modified_ns: i64,
@@ -159,19 +159,19 @@ impl Searcher {
         }
     }
 
-    /// Answers many questions, in their order; with all code that was read for them.
+    /// Answers many questions, in their order; with all code that was read for them, compressed.
     pub fn find_all(&self, questions: &[Question]) -> (Vec<Found>, Vec<u8>) {
         // One buffer, and large from the beginning: what threads have of their own, malloc keeps, 5 MB for scipy.
         let mut room = Vec::new();
-        let _ = room.try_reserve(questions.len() * READ_BYTES / 2); // where that is too much, less may do
-        let code = Mutex::new(room);
+        let _ = room.try_reserve(questions.len() * READ_BYTES / 4); // where that is too much, less may do
+        let all_code = Mutex::new(room);
         let find = |question: &Question| {
-            let found = self.find(question, &code).unwrap_or(Found::OutOfReach);
+            let found = self.find(question, &all_code).unwrap_or(Found::OutOfReach);
             progress::advance(1);
             found
         };
         let found = in_parallel(questions, threads_for(questions.len()), find);
-        (found, code.into_inner().unwrap_or_else(PoisonError::into_inner))
+        (found, all_code.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Lists folders that no question has led to yet.
@@ -202,7 +202,7 @@ impl Searcher {
         folder
     }
 
-    fn find(&self, question: &Question, code: &Mutex<Vec<u8>>) -> Reached<Found> {
+    fn find(&self, question: &Question, all_code: &Mutex<Vec<u8>>) -> Reached<Found> {
         let mut portions = Vec::new();
         for folder in question.folders.iter() {
             if !folder.as_bytes().starts_with(b"/") || folder.as_bytes().ends_with(b"/") {
@@ -224,12 +224,12 @@ impl Searcher {
                     Some(Folder::OutOfReach) => return Err(OutOfReach),
                     _ => return Ok(Found::Unknown),
                 };
-                if let Some(found) = self.file(inner, package.as_os_str(), OsStr::new("__init__"), true, code)? {
+                if let Some(found) = self.file(inner, package.as_os_str(), OsStr::new("__init__"), true, all_code)? {
                     return Ok(found);
                 }
                 is_portion = true;
             }
-            if let Some(found) = self.file(listing, folder, &question.name, false, code)? {
+            if let Some(found) = self.file(listing, folder, &question.name, false, all_code)? {
                 return Ok(found);
             }
             if is_portion {
@@ -250,7 +250,7 @@ impl Searcher {
         folder: &OsStr,
         stem: &OsStr,
         is_package: bool,
-        code: &Mutex<Vec<u8>>,
+        all_code: &Mutex<Vec<u8>>,
     ) -> Reached<Option<Found>> {
         let with = |suffix: &str| {
             let mut name = stem.to_owned();
@@ -273,7 +273,7 @@ impl Searcher {
         let name = with(".py");
         if listing.is(FileType::RegularFile, folder, &name)? {
             let origin = joined(folder, &name).into_os_string();
-            let Some(source) = self.read(&origin, folder, stem, code)? else {
+            let Some(source) = self.read(&origin, folder, stem, all_code)? else {
                 return Ok(Some(Found::Unknown));
             };
             let source = Some(source);
@@ -287,7 +287,7 @@ impl Searcher {
     }
 
     /// The valid bytecode of a source file: `SourceLoader.get_code` by modification time.
-    fn read(&self, origin: &OsStr, folder: &OsStr, stem: &OsStr, code: &Mutex<Vec<u8>>) -> Reached<Option<Source>> {
+    fn read(&self, origin: &OsStr, folder: &OsStr, stem: &OsStr, all_code: &Mutex<Vec<u8>>) -> Reached<Option<Source>> {
         let Some(status) = within_reach(stat(Path::new(origin)))? else {
             return Ok(None);
         };
@@ -320,12 +320,16 @@ impl Searcher {
         if header != expected {
             return Ok(None);
         }
-        let mut code = code.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = code.len();
-        code.extend_from_slice(start);
-        code.extend_from_slice(&rest);
+        let compressed = if rest.is_empty() {
+            code::compress(start)
+        } else {
+            code::compress(&[start, &rest].concat())
+        };
+        let mut all_code = all_code.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = all_code.len();
+        all_code.extend_from_slice(&compressed);
         Ok(Some(Source {
-            code: at..code.len(),
+            code: at..all_code.len(),
             modified_ns: nanoseconds(&status),
             size_bytes: status.st_size,
         }))
@@ -470,7 +474,10 @@ mod tests {
             fs::write(folder.path().join("__pycache__/module.python.pyc"), &bytes).unwrap();
             match (find(OsStr::new("module"), folder.path()), bytes.strip_prefix(header.as_slice())) {
                 ((Found::Module(module), code), Some(expected)) => {
-                    prop_assert_eq!(&code[module.source.unwrap().code], expected);
+                    let code = &code[module.source.unwrap().code];
+                    let mut decompressed = vec![0; code::size_bytes(code).unwrap()];
+                    code::decompress(code, &mut decompressed).unwrap();
+                    prop_assert_eq!(decompressed, expected);
                 }
                 ((Found::Unknown, _), None) => {}
                 (_, expected) => panic!("{expected:?}"),

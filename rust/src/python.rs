@@ -11,7 +11,7 @@ use crate::profile::{self, Profile};
 use crate::progress;
 use crate::trust::{self, Refusal};
 use crate::world::{self, World};
-use crate::{closure, elf, libmpi, report, store};
+use crate::{closure, code, elf, libmpi, report, store};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -375,6 +375,21 @@ fn read_own<'py>(py: Python<'py>, path: PathBuf) -> PyResult<Bound<'py, PyBytes>
     }
 }
 
+/// Marshalled code as it travels: compressed.
+#[pyfunction]
+fn compress<'py>(py: Python<'py>, code: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+    bytes(py, &code::compress(code))
+}
+
+/// The marshalled code that was compressed.
+#[pyfunction]
+fn decompress<'py>(py: Python<'py>, compressed: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+    let size_bytes = code::size_bytes(compressed).map_err(runtime_error)?;
+    PyBytes::new_with(py, size_bytes, |place| {
+        code::decompress(compressed, place).map_err(runtime_error)
+    })
+}
+
 /// The CRC-32 of bytes, or of what `before` is the CRC-32 of with these bytes after it.
 #[pyfunction]
 #[pyo3(signature = (data, before = 0))]
@@ -431,7 +446,7 @@ impl Modules {
     }
 
     /// Answers questions: for each (folders, names), for each of the names, what was found, or None for `importlib`;
-    /// and all marshalled code.
+    /// and all code, compressed.
     fn find<'py>(
         &self,
         py: Python<'py>,
@@ -734,9 +749,10 @@ mod _core {
 
     #[pymodule_export]
     use super::{
-        Bundle, Modules, abi_constants, abort, broadcast, broadcast_shared, closures, connect, crc32, deliver_files,
-        filesystem_types, find_libmpi, flags_with_site, gather, hide_progress, is_active, is_first_on_host,
-        is_truncated, needed, next_step, note, preload, read_own, release_memory, report_record, report_start,
-        show_progress, states, store_claim, store_copy, store_link, store_open, store_problem, store_put, take_notes,
+        Bundle, Modules, abi_constants, abort, broadcast, broadcast_shared, closures, compress, connect, crc32,
+        decompress, deliver_files, filesystem_types, find_libmpi, flags_with_site, gather, hide_progress, is_active,
+        is_first_on_host, is_truncated, needed, next_step, note, preload, read_own, release_memory, report_record,
+        report_start, show_progress, states, store_claim, store_copy, store_link, store_open, store_problem, store_put,
+        take_notes,
     };
 }

@@ -23,7 +23,7 @@ def found(names, folders, pycache_prefix=None):
     """What the core says to each name, with the code itself."""
     modules = _core.Modules(_imp.extension_suffixes(), MAGIC, TAG, pycache_prefix)
     said, code = modules.find([(folders, names)])
-    return [one and (*one[:3], one[3] and code[slice(*one[3])], one[4]) for one in said]
+    return [one and (*one[:3], one[3] and _core.decompress(code[slice(*one[3])]), one[4]) for one in said]
 
 
 def expected(name, folders):
