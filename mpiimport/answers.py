@@ -246,13 +246,22 @@ def modified_and_size(path: str) -> "tuple[int | None, int | None]":
     return status.st_mtime_ns, status.st_size
 
 
-def holds(answer: Answer, fullname: str) -> bool:
-    """Whether the files and folders that the answer rests on still give it, as `FileFinder` would say."""
-    for path, mtime_ns, size_bytes in answer.witnesses:
+def holds(answer: Answer, fullname: str, unchanged: "set[Witness] | None" = None) -> bool:
+    """Whether the files and folders that the answer rests on still give it, as `FileFinder` would say.
+
+    Folders in `unchanged` are not looked at; those that are as they were come to be in it.
+    """
+    for witness in answer.witnesses:
+        path, mtime_ns, size_bytes = witness
         if size_bytes is not None:
             if modified_and_size(path) != (mtime_ns, size_bytes):
                 return False
-        elif modified(path) != mtime_ns:
+        elif unchanged is not None and witness in unchanged:
+            continue
+        elif modified(path) == mtime_ns:
+            if unchanged is not None:
+                unchanged.add(witness)
+        else:
             # Something was written there. Whether it matters to this name, the folder's own finder knows.
             finder = PathFinder._path_importer_cache(path)  # type: ignore[attr-defined]
             spec = finder.find_spec(fullname) if finder is not None else None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-    from mpiimport.answers import Answer
+    from mpiimport.answers import Answer, Witness
     from mpiimport.opening import Received
     from mpiimport.session import Session
 
@@ -46,6 +46,7 @@ class Finder(type):
         super().__init__(PathFinder.__name__, (), {})
         self.session = session
         self.openings: list[Received] = []
+        self.unchanged: set[Witness] = set()  # since the last import statement that is not the environment's
         self.path_hooks: list[Any] | None = None
         self.confirms_missing = False
         self.recorded: dict[str, Answer] | None = None
@@ -112,8 +113,10 @@ class Finder(type):
             if type(folders) is not list:
                 folders = list(folders)
             session.note("module", fullname, *folders)
+            if not is_asked_while_importing(session.stable):
+                self.unchanged.clear()
             for opening in self.openings:
-                answer = opening.answer(fullname, folders)
+                answer = opening.answer(fullname, folders, self.unchanged)
                 if answer is not None and not (self.confirms_missing and answer.kind is MISSING):
                     return answer, "opening"
             # What changed since the forecast compiled it may have the second and the size of the old one.
@@ -192,6 +195,7 @@ class Finder(type):
     def invalidate_caches(self) -> None:
         """From now on, what an opening does not have is looked for."""
         self.confirms_missing = True
+        self.unchanged.clear()
         PathFinder.invalidate_caches()
 
     @property
@@ -203,3 +207,22 @@ class Finder(type):
     def find_distributions(self) -> None:
         """Leave that to another finder: `importlib_metadata` brings one along, and asks `PathFinder` to stop."""
         del PathFinder.find_distributions
+
+
+def is_asked_while_importing(stable: "tuple[str, ...]") -> bool:
+    """Whether the import statement that asks belongs to a module of the environment that is itself being imported.
+
+    `stable` is the environment's folders. Called for `Finder.ask`, whom `find_spec` has called for importlib.
+    """
+    frame = sys._getframe(3)
+    while frame.f_code.co_filename.startswith("<frozen importlib."):
+        if frame.f_back is None:
+            return False
+        frame = frame.f_back
+    spec = frame.f_globals.get("__spec__") if frame.f_code.co_name == "<module>" else None
+    return (
+        type(spec) is ModuleSpec
+        and getattr(spec, "_initializing", False)
+        and spec.origin is not None
+        and spec.origin.startswith(stable)
+    )

@@ -180,8 +180,8 @@ class Received:
         record = self.record(fullname, folders)
         return record is not None and record[0] == answers.SOURCE
 
-    def answer(self, fullname: str, folders: "list[str]") -> "Answer | None":
-        """Return the answer to a question, or None if the opening does not know it."""
+    def answer(self, fullname: str, folders: "list[str]", unchanged: "set[Witness] | None" = None) -> "Answer | None":
+        """Return the answer to a question, or None if the opening does not know it. For `unchanged` see `holds`."""
         record = self.record(fullname, folders)
         if record is not None:
             kind, origin, locations, witnesses, code = record
@@ -190,7 +190,7 @@ class Received:
             ]
             data = self.body[code[0] : code[0] + code[1]] if code is not None else None
             found = Answer(folders, kind, origin, locations, data, witnesses)
-            return found if not witnesses or answers.holds(found, fullname) else None
+            return found if not witnesses or answers.holds(found, fullname, unchanged) else None
         name = fullname.rpartition(".")[2]
         for folder in folders:
             listed = self.listings.get(folder)
@@ -199,7 +199,7 @@ class Received:
         missing = Answer(folders, answers.MISSING)
         if self.changing:
             missing.witnesses = [(folder, self.changing[folder], None) for folder in folders if folder in self.changing]
-            if not answers.holds(missing, fullname):
+            if not answers.holds(missing, fullname, unchanged):
                 return None
         return missing
 

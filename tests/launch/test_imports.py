@@ -282,6 +282,16 @@ CASES = {
         """,
         {"existing/__init__.py": ""},
     ),
+    "writes-what-the-environment-imports": Case(
+        """
+        import wave
+        if rank == 0:
+            write("_zoneinfo.py", "class ZoneInfo: VALUE = 'written'")
+        comm.Barrier()
+        import zoneinfo
+        say(zoneinfo.ZoneInfo.VALUE, importlib.import_module("_zoneinfo").__file__)
+        """
+    ),
     "rewrites-before-import": Case(
         """
         if rank == 0:

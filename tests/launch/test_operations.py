@@ -35,3 +35,17 @@ def test_a_leaf_reads_no_module_that_was_foreseen(floors, tmp_path, name):
     ours = leaf.in_mpi_folder - leaf.searched_in_mpi_folder
     ours -= sum(len(one) - len(count.below(one, operations.ENVIRONMENT)) for one in floors.values())
     assert leaf.counts["start"] + max(0, ours) <= operations.START_LIMIT, leaf.listed["start"]
+
+
+def test_the_programs_folder_is_not_looked_at_for_what_the_environments_modules_import(tmp_path):
+    """Plain Python looks there first for each name that is on `sys.path`."""
+    program = tmp_path / "program" / "program.py"
+    program.parent.mkdir()
+    program.write_text(operations.PROGRAMS["numpy+scipy"])
+    looked = {}
+    for python in "python", "python-mpi":
+        folder = tmp_path / python
+        folder.mkdir()
+        ranks = count.trace(mpis.MPICH, 2, folder, python, program)
+        looked[python] = sum(event.path == str(program.parent) for event in count.below(ranks[1], [program.parent]))
+    assert 0 < looked["python-mpi"] < looked["python"] / 3, looked
