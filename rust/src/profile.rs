@@ -14,7 +14,7 @@ use std::fs::{self, DirBuilder};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, SystemTime};
 
 /// What a profile begins with.
@@ -23,6 +23,9 @@ const KIND: &[u8] = b"mpiimport profile ";
 const RUNS: u32 = 8;
 /// A profile that was not used for so long is removed, and so is the rest of a write that was killed.
 const UNUSED: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// The end of a job waits so long for its profile to be written, which takes milliseconds.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// Questions, as lines of bytes.
 pub type Questions = BTreeSet<Vec<u8>>;
@@ -101,15 +104,29 @@ pub struct Profile {
 
 impl Profile {
     /// Writes the file anew, if this run asked anything else than the earlier ones. Killed at any moment, it is the old
-    /// one or the new one.
-    pub fn keep(&self, asked: &Questions) {
-        if let Err(cause) = self.write(asked) {
-            if self.speaks {
-                let _ = writeln!(std::io::stderr(), "mpiimport: {cause}.");
-            } else {
-                log::debug!("{cause}");
-            }
-        }
+    /// one or the new one. A filesystem that does not answer is waited for by a thread, and by all others of the job for
+    /// `LIMIT` only.
+    pub fn keep(self, asked: Questions) {
+        let (path, speaks) = (self.path.clone(), self.speaks);
+        let (done, waiting) = mpsc::channel();
+        let writing = std::thread::Builder::new().spawn(move || done.send(self.write(&asked)));
+        let written = match writing {
+            Ok(_) => waiting.recv_timeout(LIMIT),
+            Err(cause) => Ok(Err(Error::new(format!(
+                "cannot start a thread for the profile: {cause}"
+            )))),
+        };
+        let said = match written {
+            Ok(Ok(())) => return,
+            Ok(Err(cause)) if !speaks => return log::debug!("{cause}"),
+            Ok(Err(cause)) => cause.to_string(),
+            Err(_) => format!(
+                "the filesystem of the profile `{}` did not answer within {} s; the next run is like a first one",
+                path.display(),
+                LIMIT.as_secs()
+            ),
+        };
+        let _ = writeln!(io::stderr(), "mpiimport: {said}.");
     }
 
     fn write(&self, asked: &Questions) -> Result<()> {
@@ -234,7 +251,7 @@ mod tests {
                 earlier,
                 speaks: false,
             };
-            profile.keep(&questions(asked));
+            profile.keep(questions(asked));
             let text = fs::read_to_string(&path).unwrap();
             text.strip_prefix("mpiimport profile 1\n\n").unwrap().to_owned()
         };

@@ -511,7 +511,7 @@ impl World {
             self.gather_into(leaders, self.mpi.size(leaders)?, &mut noted, interrupt)?;
         }
         if let Some(profile) = self.profile.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            profile.keep(&noted);
+            profile.keep(noted);
         }
         Ok(())
     }

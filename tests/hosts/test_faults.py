@@ -158,6 +158,21 @@ def test_who_waits_for_a_host_that_stands_still_says_so_once_and_ends_in_time(cl
     check_next_run(cluster)
 
 
+def test_the_end_does_not_wait_for_a_profile_that_cannot_be_written(cluster, start):
+    with start(cluster, "profile") as (job, heal):
+        ended = within(SECONDS, lambda: not cluster.ranks())  # but for the thread that waits for the filesystem
+        heal()
+        _, stderr = job.communicate(timeout=SECONDS)
+    assert ended, stderr
+    told = (
+        r"mpiimport: the filesystem of the profile `\S*` did not answer within 10 s; the next run is like a first one\."
+    )
+    assert job.returncode == 0, stderr
+    assert len(ours(stderr)) == 1, stderr
+    assert re.fullmatch(told, ours(stderr)[0]), stderr
+    assert stores(cluster) == []
+
+
 UNREACHABLE = """
 import json
 from mpi4py import MPI
