@@ -1,5 +1,6 @@
 """The handoff to mpi4py: it finds MPI running, on the library that we use, and may still initialise it itself."""
 
+import _imp
 import sys
 from _frozen_importlib_external import ExtensionFileLoader
 
@@ -7,11 +8,12 @@ from mpiimport import _core
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
     from typing import Any
 
+    from mpiimport.answers import Answer
     from mpiimport.finder import Finder
     from mpiimport.native import Native
     from site_mpi.boot import Place
@@ -52,6 +54,18 @@ def prepare(finder: "Finder", spec: "ModuleSpec | None", path: "Sequence[str] | 
 
     loader.exec_module = exec_module
     return spec
+
+
+def variants(missing: "Iterable[tuple[str, Answer]]", place: "Place") -> "list[str]":
+    """List the files that mpi4py's own finder may choose for this MPI, if its module is among those not found."""
+    found = [
+        "%s/MPI.%s%s" % (folder, place["abi"], suffix)
+        for fullname, answer in missing
+        for folder in answer.path
+        for suffix in _imp.extension_suffixes()
+        if fullname == "mpi4py.MPI"
+    ]
+    return [path for path, state in zip(found, _core.states(found)) if state is not None]
 
 
 def refuse_other_library(origin: "str | None", native: "Native", place: "Place") -> None:

@@ -4,7 +4,7 @@ import sys
 from _thread import _local
 from time import perf_counter
 
-from mpiimport import _core, opening
+from mpiimport import _core, handoff, opening
 from mpiimport.files import Files, foresee
 from mpiimport.finder import Finder
 from mpiimport.loader import DeliveredLoader
@@ -135,7 +135,10 @@ class Session:
         directories = getattr(sys.modules.get("zipimport"), "_zip_directory_cache", {})
         for archive in set(directories) - kept:
             del directories[archive]  # or what the program makes of it by then would not be seen
-        made.native = self.native.plan(forecast.certain(), made.extensions())
+        certain = forecast.certain()
+        if self.place is not None:
+            certain += handoff.variants(forecast.missing, self.place)
+        made.native = self.native.plan(certain, made.extensions())
         seconds = perf_counter() - forecast.began
         self.seconds["forecast"] = self.seconds.get("forecast", 0.0) + seconds
         if forecast.stopped:

@@ -70,6 +70,7 @@ def test_leaves_open_only_what_was_not_foreseen_and_one_leaf_of_a_host(new_clust
             if not any(part in path for part in EACH_LEAF):
                 leaves_of_host[rank // 2, path] += 1
     assert [pair for pair, leaves in leaves_of_host.items() if leaves > 1] == []
+    assert [path for _, path in leaves_of_host if "/mpi4py/" in path] == []
     unforeseen = sorted({Path(path).name.partition(".")[0] for _, path in leaves_of_host})
     print(len(unforeseen), "unforeseen:", *unforeseen)
     assert len([path for _, path in leaves_of_host if not path.endswith(".so")]) <= 15 * 4
