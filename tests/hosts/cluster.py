@@ -79,13 +79,14 @@ class Cluster:
     :param hosts: how many.
     :param writable: paths that all nodes share and may write to.
     :param shared: further paths that all nodes share, besides Python, the virtual environment and the MPIs.
+    :param layers: folders with an `etc` or `usr` of their own, which all nodes see laid over the machine's.
     :param shm_size, tmp_size: size of each node's /dev/shm, and of its /tmp and /var/tmp.
     :param settings: of the filesystem: `service_us`, the time of the metadata server for one operation, one after
         another; `latency_us`, the time of each on its way, side by side; `read_us` and `mb_per_s` of the data server;
         `ttl_s` and `keep_cache`, what hosts may keep: `NO_CACHE` or `CLIENT_CACHE`, which is the default.
     """
 
-    def __init__(self, hosts=4, *, writable=(), shared=(), shm_size="1g", tmp_size="1g", **settings):
+    def __init__(self, hosts=4, *, writable=(), shared=(), layers=(), shm_size="1g", tmp_size="1g", **settings):
         self.hosts = ["h%d" % number for number in range(hosts)]
         read_only = [*python_paths(), mpis.ROOT / ".mpi", *shared]
         settings = {**filesystem.CLIENT_CACHE, **settings}
@@ -93,6 +94,7 @@ class Cluster:
             "hosts": self.hosts,
             "shared": {**{str(path): True for path in read_only}, **{str(path): False for path in writable}},
             "settings": {name.replace("_", "-"): value for name, value in settings.items()},
+            "layers": [str(path) for path in layers],
             "shm_size": shm_size,
             "tmp_size": tmp_size,
             "slowfs": str(filesystem.PROGRAM),

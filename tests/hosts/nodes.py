@@ -147,9 +147,10 @@ def make_root(node, wanted):
         if folder.is_symlink():
             inside(folder).symlink_to(os.readlink(folder))
         elif folder.is_dir():
-            show(folder, inside(folder), read_only=True)
+            show_system(folder, wanted["layers"])
     fresh("/proc", kind="proc")
     fresh("/sys", kind="sysfs")
+    kernel.mount("/sys/fs/cgroup", inside("/sys/fs/cgroup"), flags=kernel.MS_BIND | kernel.MS_REC)
     fresh("/dev", kind="tmpfs", options="mode=755")
     for device in DEVICES:
         show("/dev/" + device, inside("/dev/" + device))
@@ -194,6 +195,15 @@ def share(node, path, *, read_only):
 def inside(path):
     """Return where a path of the node is while its root folder is put together."""
     return Path("%s/%s" % (ROOT, path))
+
+
+def show_system(folder, layers):
+    """Show a system folder of the machine, read-only; what the layers have of it comes before what the machine has."""
+    above = [place for place in (Path("%s/%s" % (layer, folder)) for layer in layers) if place.is_dir()]
+    show(folder, inside(folder), read_only=True)
+    if above:
+        options = "lowerdir=" + ":".join(map(str, [*above, folder]))
+        kernel.mount("system", inside(folder), kind="overlay", flags=kernel.MS_RDONLY, options=options)
 
 
 def fresh(path, *, kind, options=""):
