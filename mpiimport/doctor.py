@@ -395,18 +395,21 @@ def look_at_cache(report: Report, settings: "Settings") -> None:
 def look_at_launcher(report: Report) -> None:
     """Look who started this, or whose mpiexec would."""
     started_by = boot.launcher()
-    mpiexec = shutil.which("mpiexec")
+    mpiexec, srun = shutil.which("mpiexec"), shutil.which("srun")
     variable, ranks, family = started_by or (None, None, None)
     if started_by is None:
         said = ask([mpiexec, "--version"])[0].lower() if mpiexec else ""
         family = next((name for name, words in FAMILIES.items() if any(word in said for word in words)), None)
     report.facts["mpi"] = {"launcher": variable, "ranks": ranks, "mpiexec": mpiexec, "family": family}
     if started_by is not None:
-        text = "one that sets %s%s" % (variable, " (of %s)" % family if family else "")
+        who = "srun, which" if boot.is_srun(started_by[0]) else "one that"
+        text = "%s sets %s%s" % (who, variable, " (of %s)" % family if family else "")
         report.ok("launcher", text + (": one rank has nobody to share with, and runs plain Python" * (ranks == 1)))
     elif mpiexec:
         report.ok("launcher", "%s (of %s)" % (mpiexec, family or "an MPI that it does not name"))
-    elif not shutil.which("srun"):
+    elif srun:
+        report.ok("launcher", "%s (of Slurm); `srun --mpi=list` says which MPI it can start" % srun)
+    else:
         report.warn("launcher", "neither mpiexec nor srun is on PATH", "Load the module of your MPI.")
 
 

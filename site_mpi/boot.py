@@ -317,13 +317,22 @@ def launcher() -> "tuple[str, int | None, str | None] | None":
     """Say who started this process: (variable, number of ranks or None, family of MPI libraries or None), or None."""
     for rank, size, family in LAUNCHERS:
         if environment(rank) is not None:
-            count = environment(size) if size else None
+            count = environment(size or ("SLURM_STEP_NUM_TASKS" if is_srun(rank) else ""))
             return rank, int(count) if count and count.isdigit() else None, family
     # Slurm sets SLURM_PROCID in batch scripts too, where nothing was launched.
     tasks = environment("SLURM_STEP_NUM_TASKS")
     if environment("SLURM_PROCID") is not None and tasks and tasks.isdigit():
         return "SLURM_PROCID", int(tasks), None
     return None
+
+
+def is_srun(variable: str) -> bool:
+    """Whether the launcher that is told by this variable is Slurm's srun, and not one that srun started."""
+    if environment("SLURM_STEP_NUM_TASKS") is None:
+        return False
+    if variable == "PMIX_RANK":  # prterun sets it, too
+        return (environment("PMIX_NAMESPACE") or "").startswith("slurm.")
+    return variable in ("PMI_RANK", "SLURM_PROCID")
 
 
 def is_first() -> bool:
@@ -443,6 +452,12 @@ def connect(settings: Settings, folder: str) -> "Place | None":
         verbose=settings.verbose > 1,
     )
     if size is not None and place["size"] == 1:
+        if is_srun(variable):
+            raise OSError(
+                "srun started %d ranks, but `%s` sees only itself: it does not understand srun's --mpi. Use `srun "
+                "--mpi=pmi2` with MPICH and Intel MPI, `--mpi=pmix` with Open MPI, or set MPIIMPORT_LIBMPI to the "
+                "libmpi that belongs to your srun." % (size, place["library"])
+            )
         raise OSError(
             "the launcher started %d ranks, but `%s` sees only itself: it does not belong to this launcher. Set "
             "MPIIMPORT_LIBMPI to the libmpi of your mpiexec." % (size, place["library"])

@@ -147,6 +147,17 @@ def test_a_thread_level_of_mpi4py_that_makes_no_sense_is_named(environment):
         ({"PMI_RANK": "0", "PMI_SIZE": "2", "MPI_LOCALRANKID": "0"}, ("MPI_LOCALRANKID", 2, "mpich"), True),
         ({"PMI_RANK": "1", "PMI_SIZE": "1"}, ("PMI_RANK", 1, None), False),
         ({"PMIX_RANK": "0"}, ("PMIX_RANK", None, None), True),
+        (
+            {"PMIX_RANK": "1", "PMIX_NAMESPACE": "slurm.pmix.7.0", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4"},
+            ("PMIX_RANK", 4, None),
+            False,
+        ),
+        # prterun in an allocation: srun started its daemons, one on each host.
+        (
+            {"PMIX_RANK": "0", "PMIX_NAMESPACE": "prterun-h0-1@1", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
+            ("PMIX_RANK", None, None),
+            True,
+        ),
         ({"FLUX_TASK_RANK": "7", "FLUX_JOB_SIZE": "8"}, ("FLUX_TASK_RANK", 8, None), False),
         ({"SLURM_PROCID": "0"}, None, True),
         ({"SLURM_PROCID": "2"}, None, True),
