@@ -29,15 +29,18 @@ log=$(mktemp) && building=$(mktemp -d "$dir.XXXXXX" 2>/dev/null) || skip "\`$(di
 trap 'rm -rf "$building" "$log"' EXIT
 
 mkdir -p "$building/debs/partial"
+apt() {
+    apt-get --option Acquire::Retries=0 --option Acquire::http::Timeout=30 --option APT::Sandbox::User=root \
+        --option Dir::Cache::archives="$building/debs" "$@" >"$log" 2>&1
+}
 fetch() {
-    apt-get install --yes --download-only --no-install-recommends --option Dir::Cache::archives="$building/debs" \
-        --option Acquire::Retries=0 --option Acquire::http::Timeout=30 --option APT::Sandbox::User=root "$@" >"$log" 2>&1
+    apt install --yes --download-only --no-install-recommends "$@"
 }
 # The lists of packages may be old, or not there.
-fetch "$@" || { apt-get update >"$log" 2>&1 && fetch "$@"; } ||
+fetch "$@" || { apt update && fetch "$@"; } ||
     skip "the packages $* cannot be had: $(grep -m 1 '^E: ' "$log" || tail -n 1 "$log")"
+shopt -s nullglob  # nothing comes where all is installed
 for deb in "$building"/debs/*.deb; do
-    [ -e "$deb" ] || skip "the packages $* are installed already."
     dpkg-deb --extract "$deb" "$building" 2>"$log" || skip "\`$deb\` cannot be unpacked: $(tail -n 1 "$log")"
 done
 rm -r "$building/debs"

@@ -150,6 +150,7 @@ def make_root(node, wanted):
             show_system(folder, wanted["layers"])
     fresh("/proc", kind="proc")
     fresh("/sys", kind="sysfs")
+    # Slurm's daemon does not start without.
     kernel.mount("/sys/fs/cgroup", inside("/sys/fs/cgroup"), flags=kernel.MS_BIND | kernel.MS_REC)
     fresh("/dev", kind="tmpfs", options="mode=755")
     for device in DEVICES:

@@ -100,8 +100,9 @@ class Slurm:
         for program in (FOLDER / "usr" / "sbin").glob("*-wlm"):
             link(own, "usr/sbin/" + program.name[: -len("-wlm")], program.name)
         # Slurm's plugin looks for a name that only comes with PMIx's headers.
-        for library in FOLDER.glob("usr/lib/*/pmix2/lib/libpmix.so.2"):
-            link(own, library.relative_to(FOLDER).with_suffix(""), library.name)
+        for layer in (FOLDER, Path("/")):
+            for library in layer.glob("usr/lib/*/pmix2/lib/libpmix.so.2"):
+                link(own, library.relative_to(layer).with_suffix(""), library.name)
         (own / "etc" / "slurm").mkdir(parents=True)
         text = CONFIGURATION.format(login=LOGIN, hosts=",".join(self.cluster.hosts), cpus=CPUS)
         (own / "etc" / "slurm" / "slurm.conf").write_text(text)
@@ -162,4 +163,5 @@ def environment(env):
 def link(folder, path, target):
     """Make a symbolic link, and the folders above it."""
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
-    (folder / path).symlink_to(target)
+    if not (folder / path).is_symlink():
+        (folder / path).symlink_to(target)
