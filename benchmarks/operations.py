@@ -257,8 +257,9 @@ def measure(mpi, source, floors, folder, *, ranks=RANKS, report=None):
 
 
 def last_error(text):
-    """Return the last line that names an exception."""
-    return [line for line in text.splitlines() if re.match(r"\w*Error: ", line)][-1]
+    """Return the last line that names an exception, else the last line: ranks may write into each other's lines."""
+    lines = text.splitlines() or [""]
+    return [lines[-1], *(line for line in lines if re.match(r"\w*Error: ", line))][-1]
 
 
 def show(report, mpi, floors, programs):
