@@ -214,15 +214,12 @@ def is_asked_while_importing(stable: "tuple[str, ...]") -> bool:
 
     `stable` is the environment's folders. Called for `Finder.ask`, whom `find_spec` has called for importlib.
     """
-    frame = sys._getframe(3)
-    while frame.f_code.co_filename.startswith("<frozen importlib."):
-        if frame.f_back is None:
-            return False
+    frame = sys._getframe(2).f_back
+    while frame is not None and frame.f_code.co_filename.startswith("<frozen importlib."):
         frame = frame.f_back
-    spec = frame.f_globals.get("__spec__") if frame.f_code.co_name == "<module>" else None
-    return (
-        type(spec) is ModuleSpec
-        and getattr(spec, "_initializing", False)
-        and spec.origin is not None
-        and spec.origin.startswith(stable)
-    )
+    if frame is None or frame.f_code.co_name != "<module>":
+        return False
+    spec = frame.f_globals.get("__spec__")
+    if type(spec) is not ModuleSpec or not getattr(spec, "_initializing", False):
+        return False
+    return type(spec.origin) is str and spec.origin.startswith(stable)

@@ -282,6 +282,18 @@ CASES = {
         """,
         {"existing/__init__.py": ""},
     ),
+    "a-thread-that-is-nothing-but-a-question": Case(
+        """
+        import _thread, io
+
+        errors = io.StringIO()
+        sys.stderr = errors
+        for finder in sys.meta_path:
+            _thread.start_new_thread(finder.find_spec, ("colorsys", None))
+        time.sleep(0.3)
+        say(errors.getvalue())
+        """
+    ),
     "writes-what-the-environment-imports": Case(
         """
         import wave
