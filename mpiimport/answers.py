@@ -140,8 +140,14 @@ def searched(path: "Sequence[str] | None") -> "list[str]":
 
 
 def is_hooked(entry: str) -> bool:
-    """Whether a path hook that is not `importlib`'s takes this entry: then it names no folder."""
-    return bool(entry) and type(PathFinder._path_importer_cache(entry)) not in (FileFinder, type(None))  # type: ignore[attr-defined]
+    """Whether a path hook that is not `importlib`'s takes this entry, or raises over it: then it names no folder."""
+    if not entry:
+        return False
+    try:
+        finder = PathFinder._path_importer_cache(entry)  # type: ignore[attr-defined]
+    except Exception:  # an import raises it if it comes to this entry, and it may be found before
+        return True
+    return finder is not None and type(finder) is not FileFinder
 
 
 def ask(

@@ -230,6 +230,8 @@ class Forecast:
                     hook(folder)
                 except ImportError:
                     continue
+                except Exception:  # as `importlib` says, where the program imports from there
+                    return False
                 return False
         return True
 

@@ -790,6 +790,38 @@ def test_program_inside_the_environment_may_write_modules(plain, name):
         assert str(lines).replace(str(Path(folder, "project")), str(plain(name)[0])) == str(plain(name)[1])
 
 
+RAISING = """
+import sys
+
+def hook(entry):
+    if entry.endswith("odd"):
+        raise TypeError("of a hook, for " + entry)
+    raise ImportError
+
+sys.path_hooks.insert(0, hook)
+"""
+
+
+def test_entries_over_which_path_hooks_raise_are_in_the_way_of_no_other(tmp_path):
+    program = """
+        odd, null = "odd", "null" + chr(0)
+        for number, entry in enumerate((odd, os.path.abspath(odd), null, os.path.abspath(null))):
+            sys.path.append(entry)
+            for name in ("found%d" % number, "absent%d" % number):
+                try:
+                    say(importlib.import_module(name).__file__)
+                except Exception as cause:
+                    say(type(cause).__name__, str(cause))
+            sys.path.pop()
+    """
+    files = {"custom/sitecustomize.py": RAISING, **{"found%d.py" % number: "" for number in range(4)}}
+    case = Case(program, files, {"PYTHONPATH": "custom"})
+    expected = said(launch(case, tmp_path / "run", "python"))
+    assert [line[1] for line in expected[1::2]] == ["TypeError", "TypeError", "ValueError", "ValueError"] * case.ranks
+    for _ in range(2):  # the second has the questions of the first
+        assert said(launch(case, tmp_path / "run", "python-mpi", "--profile", tmp_path / "profile")) == expected
+
+
 @pytest.mark.parametrize("policy", ["opening", "locate"])
 def test_bytecode_of_the_forecast_is_not_used_for_other_source(tmp_path, policy):
     case = CASES["rewrites-within-the-same-second"]
