@@ -19,11 +19,16 @@ VERSIONS = ("3.9", "3.11", "3.14", "3.15")
 
 LIMIT_S = 300
 RANKS = 2
-WAITS = "mpiimport: rank [0-9]+ on .* has waited [0-9]+ s for "
+TAKES_LONG = "mpiimport: rank [0-9]+ (on .* has waited [0-9]+ s for |.*, [0-9]+ s$)"
+"""What is said of what takes long, as on a busy machine."""
 OF_LAUNCHER = ("PMI_", "MPI_LOCAL", "MPIR_", "HYD")
 OWN_OUTPUT = """
 "$@" > "$SNAPSHOT_TO/$PMI_RANK.out" 2> "$SNAPSHOT_TO/$PMI_RANK.err" && exit
 status=$?; cat "$SNAPSHOT_TO/$PMI_RANK.err" >&2; exit $status
+"""
+# Ranks that use pytest's folder for temporary files together hinder each other when they remove what is old there.
+OWN_TEMPORARY_FILES = """
+export PYTEST_DEBUG_TEMPROOT="$SNAPSHOT_TO/$PMI_RANK"; mkdir "$PYTEST_DEBUG_TEMPROOT"
 """
 SETTINGS = {
     "PYTHONHASHSEED": "0",
@@ -43,10 +48,11 @@ OWN_TESTS = {
     "sympy": ["sympy.core.tests.test_symbol"],
     "h5py": ["h5py.tests.test_h5"],
     "astropy": ["astropy.units.tests.test_units"],
-    "dask[array,dataframe]": ["dask.tests.test_utils"],
+    "dask[array,dataframe]>=2024": ["dask.tests.test_utils"],
     "xarray": ["xarray.tests.test_utils"],
     "pyarrow": ["pyarrow.tests.test_scalars"],
     "numba": ["numba.tests.test_range"],
+    "zope.interface": ["zope.interface.tests.test_verify"],
 }
 """Modules of quick tests, which the packages bring."""
 
@@ -59,7 +65,7 @@ def observe(environment, folder, executable, program, ranks, env):
         one["environ"] = {name: value for name, value in one["environ"].items() if not name.startswith(OF_LAUNCHER)}
         for stream in ("out", "err"):
             lines = (folder / ("%d.%s" % (rank, stream))).read_text().splitlines()
-            one[stream] = [line for line in lines if not re.match(WAITS, line)]
+            one[stream] = [line for line in lines if not re.match(TAKES_LONG, line)]
     return observed
 
 
@@ -137,21 +143,22 @@ def test_a_program_cannot_tell_while_nothing_is_compiled_yet(packages, tmp_path)
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", OWN_TESTS)
 def test_the_tests_that_a_package_has_end_the_same(packages, tmp_path, name):
-    available(packages, ["pytest", name])
+    available(packages, [name])
     arguments = ["-m", "pytest", "-v", "-p", "no:cacheprovider", "--pyargs", *OWN_TESTS[name]]
     plain, ours = (
         reports_of_pytest(packages, tmp_path / kind, executable, ranks, arguments)
         for kind, executable, ranks in (("plain", packages.python, 1), ("ours", packages.python_mpi, RANKS))
     )
     assert re.search("[0-9] passed", plain[0][1]), plain
-    assert ours == plain * RANKS
+    for rank, report in enumerate(ours):
+        assert report == plain[0], "rank %d: %d\n%s%s" % (rank, *report)
 
 
 def reports_of_pytest(environment, folder, executable, ranks, arguments):
     """Return for each rank what pytest wrote, without the time it took."""
     folder.mkdir()
     env = {"SNAPSHOT_TO": str(folder), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "HOME": str(folder.parent)}
-    command = ["sh", "-c", OWN_OUTPUT, "sh", executable, *arguments]
+    command = ["sh", "-c", OWN_TEMPORARY_FILES + OWN_OUTPUT, "sh", executable, *arguments]
     result = environment.run(ranks, *command, cwd=folder.parent, env=env, timeout_s=LIMIT_S)
     texts = [[(folder / ("%d.%s" % (rank, name))).read_text() for name in ("err", "out")] for rank in range(ranks)]
     return [(result.returncode, re.sub(r"=+ (.*) in [0-9.]+s\b.*", r"\1", out), err) for err, out in texts]
