@@ -5,6 +5,7 @@ index and the body of the opening for `site` and of the one for the program, see
 docs/reference/bundle.md has the format, and `rust/src/bundle.rs` reads it.
 """
 
+import errno
 import marshal
 import posix
 from time import time
@@ -136,6 +137,8 @@ def same(found: "State", known: "State") -> bool:
 
 def write(path: str, program: str, path0: "str | None", site: "Opening", opening: "Opening") -> int:
     """Make a bundle of two openings; it has its name once it is whole. Return its size in bytes. Raises OSError."""
+    if not boot.is_replaceable(path):
+        raise OSError(errno.EEXIST, "that is no file")
     files = sorted({*site.native[0], *opening.native[0]})
     sections: list[tuple[str, int, int]] = []
     parts: list[bytes] = []

@@ -26,8 +26,12 @@ def main(arguments: "list[str] | None" = None) -> int:
     try:
         status: int = chosen.run(chosen)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as cause:
+        if cause.filename is not None:  # it is not what was printed
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again at its end
+        if not isinstance(cause, BrokenPipeError):
+            sys.stderr.write("mpiimport: cannot write to standard output: %s\n" % cause.strerror)
         return 1
     return status
 

@@ -398,6 +398,14 @@ def is_folder(path: str) -> bool:
         return False
 
 
+def is_replaceable(path: str) -> bool:
+    """Whether a new file may take this name: it has none yet, or that of a file, and not of a folder or a device."""
+    try:
+        return posix.stat(path).st_mode & 0o170000 == 0o100000
+    except OSError:
+        return True  # or why not, writing will tell
+
+
 def thread_level(settings: Settings) -> int:
     """Return the thread level to ask for, 0 to 3: our setting, else what mpi4py would ask for."""
     name = settings.thread_level
@@ -519,8 +527,8 @@ def report_problem(path: str) -> str:
     folder = path[: path.rfind("/") + 1] or "."
     trial = "%s/.mpiimport-report-%d" % (folder, posix.getpid())
     try:
-        if is_folder(path):
-            return "cannot write the report `%s`: it is a folder" % path
+        if not is_replaceable(path):
+            return "cannot write the report `%s`: that is no file" % path
         posix.close(posix.open(trial, posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_CLOEXEC, 0o600))
         posix.unlink(trial)
     except OSError as cause:

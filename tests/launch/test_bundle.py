@@ -214,9 +214,11 @@ def test_a_bundle_that_is_not_there_ends_the_job_with_a_sentence(two_mpis, scrip
 def test_what_cannot_be_made_is_said_in_a_sentence(tmp_path, script):
     program = script("import json\n")
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     for output, words in {
-        tmp_path / "nowhere/program.mpib": "cannot write the bundle",
-        tmp_path / "folder": "cannot write the bundle",
+        tmp_path / "nowhere/program.mpib": "nowhere/program.mpib`: No such file or directory",
+        tmp_path / "folder": "folder`: that is no file",
+        tmp_path / "pipe": "pipe`: that is no file",
     }.items():
         result = mpis.run([mpis.BIN / "mpiimport", "bundle", "-o", output, program])
         assert (result.returncode, result.stdout) == (1, "")
@@ -228,7 +230,8 @@ def test_what_cannot_be_made_is_said_in_a_sentence(tmp_path, script):
     result = mpis.MPICH.run(2, "python-mpi", "--write-bundle", tmp_path / "one.mpib", program)
     assert result.returncode == 2
     assert result.stderr.count("--write-bundle is for one process") == 1
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != program.name) == ["folder"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != program.name) == ["folder", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_bundle_is_shown(bundle):

@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -261,7 +262,8 @@ def test_a_process_without_others_reports_on_itself(ranks, script, tmp_path, mon
 PROBLEMS = {
     "no-folder": ("absent/report.json", "cannot write the report `absent/report.json`: No such file or directory"),
     "not-a-folder": ("program.py/x.json", "cannot write the report `program.py/x.json`: Not a directory"),
-    "a-folder": ("folder.json", "cannot write the report `folder.json`: it is a folder"),
+    "a-folder": ("folder.json", "cannot write the report `folder.json`: that is no file"),
+    "a-pipe": ("pipe.json", "cannot write the report `pipe.json`: that is no file"),
     "no-right": ("/proc/report.json", "cannot write the report `/proc/report.json`: No such file or directory"),
     "name": ("report.pdf", "cannot write the report `report.pdf`: its name must end in .html, .json or .txt"),
     "bytes": (b"absent\xff/report.json", "cannot write the report `absent"),
@@ -275,6 +277,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_program_runs(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.json").mkdir()
+    os.mkfifo(tmp_path / "pipe.json")
     env = {"MPIIMPORT_REPORT": path.decode("utf-8", "surrogateescape") if isinstance(path, bytes) else path}
     argv = ["python-mpi", script("print('ran')")]
     result = mpis.run(argv, env=env) if mpi is None else mpi.run(2, *argv, env=env)
@@ -282,7 +285,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_program_runs(
     assert result.stdout == ""
     assert len(re.findall("mpiimport: .*" + re.escape(message), result.stderr)) == 1, result
     assert "Traceback" not in result.stderr
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["folder.json", "program.py"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["folder.json", "pipe.json", "program.py"]
 
 
 def test_a_disk_that_is_full_at_the_end_is_said_and_the_program_has_succeeded(script, tmp_path):

@@ -161,3 +161,13 @@ def test_it_is_a_command(start):
     assert wrong.returncode == 2
     assert "usage: mpiimport" in wrong.stderr
     assert run("profile", "show", "absent").returncode == 1
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("command", ["profile list", "doctor", "doctor --json"])
+def test_a_full_disk_under_what_it_prints_is_said_in_a_sentence(command):
+    with open("/dev/full", "w") as full:
+        argv = ["timeout", "-k", "5", "60", Path(sys.executable).parent / "mpiimport", *command.split()]
+        result = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "mpiimport: cannot write to standard output: No space left on device\n"
