@@ -27,7 +27,7 @@ def main(arguments: "list[str] | None" = None) -> int:
         status: int = chosen.run(chosen)
         sys.stdout.flush()
     except OSError as cause:
-        if cause.filename is not None:  # it is not what was printed
+        if cause.errno is None or cause.filename is not None:  # it is not about what was printed
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again at its end
         if not isinstance(cause, BrokenPipeError):

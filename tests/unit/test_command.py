@@ -171,3 +171,14 @@ def test_a_full_disk_under_what_it_prints_is_said_in_a_sentence(command):
         result = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr == "mpiimport: cannot write to standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("cause", [OSError("of the core"), FileNotFoundError(2, "No such file or directory", "file")])
+def test_another_error_is_not_taken_for_one_of_standard_output(run, monkeypatch, cause):
+    def fail(_):
+        raise cause
+
+    monkeypatch.setattr(command, "list_profiles", fail)
+    with pytest.raises(type(cause)) as raised:
+        run("profile", "list")
+    assert raised.value is cause
