@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     """Of a file or folder: (time of modification in ns, size in bytes), or None."""
 
 MAGIC = b"mpiimport bundle "
-FORMAT = b"2"
+FORMAT = b"3"
 PIECE_BYTES = 8 << 20
 
 

@@ -113,7 +113,7 @@ class Finder(type):
             if type(folders) is not list:
                 folders = list(folders)
             session.note("module", fullname, *folders)
-            if not is_asked_while_importing(session.stable):
+            if self.unchanged and not is_asked_while_importing(session.stable):
                 self.unchanged.clear()
             for opening in self.openings:
                 answer = opening.answer(fullname, folders, self.unchanged)

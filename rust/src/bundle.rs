@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 const MAGIC: &[u8] = b"mpiimport bundle ";
-const FORMAT: &[u8] = b"2\n";
+const FORMAT: &[u8] = b"3\n";
 
 fn truncated() -> Refusal {
     Refusal::unusable("is truncated. Make it again")

@@ -1,7 +1,7 @@
 //! Code on its way to other ranks: marshalled by Python, and compressed by LZ4.
 //!
-//! Half of the bytes is saved on the network and in the memory of each host, for less than a fifth of the time that
-//! Python takes to unmarshal the code.
+//! Half of the bytes is saved on the network and in the memory of each host, for a small part of the time that Python
+//! takes to unmarshal the code.
 
 use crate::error::{Error, Result};
 

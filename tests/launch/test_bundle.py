@@ -141,7 +141,7 @@ def foreign(_):
 
 
 def of_the_future(data):
-    return data.replace(b"bundle 2\n", b"bundle 3\n", 1)
+    return data.replace(b"bundle 3\n", b"bundle 4\n", 1)
 
 
 def damaged_table(data):

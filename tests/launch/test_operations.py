@@ -48,4 +48,5 @@ def test_the_programs_folder_is_not_looked_at_for_what_the_environments_modules_
         folder.mkdir()
         ranks = count.trace(mpis.MPICH, 2, folder, python, program)
         looked[python] = sum(event.path == str(program.parent) for event in count.below(ranks[1], [program.parent]))
+    print("\nlooks into the program's folder:", looked)
     assert 0 < looked["python-mpi"] < looked["python"] / 3, looked
