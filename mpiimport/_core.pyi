@@ -167,6 +167,20 @@ class Bundle:
         """Read a section."""
 
 @final
+class Finding:
+    """The answers to questions, which are found by threads. Those have ended when the answers are there."""
+
+    def is_done(self) -> bool:
+        """Whether waiting takes no time."""
+
+    def wait(self) -> tuple[list[tuple[Any, ...] | None], bytes]:
+        """Return (answers, code), once: the answers name after name. Raises RuntimeError if it is asked again.
+
+        An answer is (kind, origin, locations, (where its compressed code begins in `code`, and ends), (the source's
+        time of modification in ns, size in bytes)), or None where `importlib` has to be asked.
+        """
+
+@final
 class Modules:
     """Finds and reads modules as `importlib` would, many at once."""
 
@@ -175,11 +189,10 @@ class Modules:
     ) -> Modules:
         """Say how this Python names and marks files; `bytecode_suffix` follows a module's name: `.cpython-311.pyc`."""
 
-    def find(self, questions: list[tuple[list[str], list[str]]]) -> tuple[list[tuple[Any, ...] | None], bytes]:
-        """Answer questions, each some folders and some last parts of names, name after name.
+    def find(self, questions: list[tuple[list[str], list[str]]], *, beside: bool = False) -> Finding:
+        """Begin to answer questions, each some folders and some last parts of names.
 
-        Return (answers, code). An answer is (kind, origin, locations, (where its compressed code begins in `code`, and
-        ends), (the source's time of modification in ns, size in bytes)), or None where `importlib` has to be asked.
+        Unless it is to be done `beside` what the caller does, they are answered when this returns.
         """
 
     def folders(self) -> dict[str, tuple[int | None, frozenset[str]]]:

@@ -5,6 +5,7 @@ threads in the core, where it is ordinary, and by the real machinery of `importl
 """
 
 import _imp
+import itertools
 import marshal
 import posix
 import sys
@@ -27,12 +28,23 @@ if TYPE_CHECKING:
 
     from mpiimport.opening import Opening, Question
 
+    Asked = tuple[list[Question], list[Question], _core.Finding]
+    """Questions that are being answered: all of them; those that the core answers, in its order; its answers."""
+    Answered = tuple[Question, Answer | None, CodeType | None]
+    """A question, its answer, and the code object if there is one already. No answer: the time was over."""
+
 
 class Forecast:
     """Adds to an opening what a program may ask.
 
-    Import statements inside functions count. One is left out: where an installed package imports another one inside a
-    function, it can do without it. For numpy and scipy that is half of all code, and not one module that is used.
+    Whatever the program's own modules import counts, inside functions too. Of installed packages, whose functions are
+    many and mostly not called, these count:
+
+    - What is imported with a module that is likely to be imported, or by its `__getattr__`: it is likely too.
+    - What is imported inside functions of such a module: it is possible. But another package than the module's own,
+      which it can do without, only if that is likely anyway.
+    - What is imported with a module that is possible, of its own package and the standard library: it is possible too.
+
     Other ranks wait meanwhile, so it stops after `limit_s` seconds; what it did not come to is missed.
     """
 
@@ -43,8 +55,14 @@ class Forecast:
         self.stopped = False
         self.visited: dict[str, Answer | None] = {}
         self.waiting: list[str] = []
+        self.waiting_for: dict[str, list[str]] = {}
+        self.unanswered: set[str] = set()
         self.roots: set[str] = set()
-        self.executed: dict[str, list[str]] = {}
+        self.statements: dict[str, list[tuple[int, list[str]]]] = {}
+        self.installed: set[str] = set()
+        self.likely: set[str] = set()
+        self.optional: dict[str, set[str]] = {}
+        self.changed: set[str] = set()
         self.standard = standard_names()
         self.sure: list[str] = []
         self.missing: list[tuple[str, Answer]] = []
@@ -59,36 +77,63 @@ class Forecast:
         self.modules = _core.Modules(_imp.extension_suffixes(), MAGIC_NUMBER, suffix, sys.pycache_prefix)
 
     def follow_code(self, code: "CodeType", package: str, fullname: str = "", *, installed: bool = False) -> None:
-        """Take note of the import statements of module `fullname`, whose code runs inside `package` ("" for none)."""
-        executed = self.executed.setdefault(fullname, [])
-        own = fullname.partition(".")[0]
-        for name, fromlist, level, nested in scan.imports_of(code):
-            base = name
-            if level:
-                parent = package
-                for _ in range(level - 1):
-                    parent = parent.rpartition(".")[0]
-                base = parent + "." + name if name and parent else parent or name
-            if not base:
-                continue
-            if nested and installed:
-                top = base.partition(".")[0]
-                if top != own and top not in self.standard:
-                    continue
-            names = [base, *(base + "." + attribute for attribute in fromlist or () if attribute != "*")]
-            if not nested:
-                executed += names
-            for one in names:
-                self.follow_name(one)
+        """Foresee what module `fullname` imports, "" for the program, whose code runs inside `package`, "" for none."""
+        if installed:
+            self.installed.add(fullname)
+        statements = self.statements.setdefault(fullname, [])
+        try:
+            for name, fromlist, level, when in scan.imports_of(code, with_calls=installed):
+                base = name
+                if level:
+                    parent = package
+                    for _ in range(level - 1):
+                        parent = parent.rpartition(".")[0]
+                    base = parent + "." + name if name and parent else parent or name
+                if base:
+                    parts = [base + "." + attribute for attribute in fromlist or () if attribute != "*"]
+                    statements.append((when, [base, *parts]))
+        except (IndexError, TypeError, AttributeError):
+            pass  # no compiler of Python made this bytecode: what it means, only who executes it can know
+        self.follow_statements(fullname)
 
-    def follow_name(self, fullname: str) -> None:
+    def follow_statements(self, fullname: str) -> None:
+        """Foresee what the import statements of a module import, as far as they are likely enough to be executed."""
+        likely = not fullname or fullname in self.likely
+        installed = fullname in self.installed
+        own = fullname.partition(".")[0]
+        for when, names in self.statements[fullname]:
+            top = names[0].partition(".")[0]
+            if not installed:
+                counts = True
+            elif top == own or top in self.standard:
+                counts = likely or when == scan.WITH_MODULE
+            else:
+                counts = likely and (when == scan.WITH_MODULE or top in self.likely)
+                if likely and not counts:
+                    self.optional.setdefault(top, set()).add(fullname)
+            if counts:
+                for name in names:
+                    self.follow_name(name, likely=likely and not (installed and when == scan.IN_FUNCTION))
+
+    def follow_name(self, fullname: str, *, likely: bool = True) -> None:
         """Foresee the import of a module and of the packages it is in."""
-        if fullname and fullname not in self.visited:
-            parent = fullname.rpartition(".")[0]
-            if parent:
-                self.follow_name(parent)
+        if not fullname or (fullname in self.likely if likely else fullname in self.visited):
+            return
+        parent = fullname.rpartition(".")[0]
+        if parent:
+            self.follow_name(parent, likely=likely)
+        if likely:
+            self.likely.add(fullname)
+            self.changed.update(self.optional.pop(fullname, ()))
+        if fullname not in self.visited:
             self.visited[fullname] = None
-            self.waiting.append(fullname)
+            self.unanswered.add(fullname)
+            if parent in self.unanswered:
+                self.waiting_for.setdefault(parent, []).append(fullname)
+            else:
+                self.waiting.append(fullname)
+        elif fullname in self.statements:
+            self.changed.add(fullname)
 
     def follow_roots(self, fullnames: "Iterable[str]") -> None:
         """Foresee the import of modules that are asked for by name."""
@@ -98,8 +143,8 @@ class Forecast:
 
     def follow_questions(self, questions: "Iterable[Question]") -> None:
         """Foresee just these questions."""
-        asked = list(questions)
-        for question, (answer, _) in zip(asked, self.find(asked)):
+        asked = self.ask(list(questions))
+        for question, answer, _ in self.answers_to(asked) if asked is not None else ():
             if answer is not None:
                 self.add(question[1], answer)
                 if answer.kind == answers.EXTENSION and answer.origin is not None:
@@ -107,8 +152,7 @@ class Forecast:
 
     def finish(self) -> None:
         """Follow all that was taken note of, and complete the opening."""
-        while self.waiting and not self.is_late():
-            self.follow_waiting()
+        self.follow_all()
         for folder, (modified_ns, stems) in self.modules.folders().items():
             self.opening.listings[folder] = stems
             if not (folder + "/").startswith(self.opening.stable):
@@ -130,40 +174,73 @@ class Forecast:
         else:
             self.opening.add(fullname, answer)
 
-    def follow_waiting(self) -> None:
-        """Find what is waiting and can be found: a module after the package that it is in."""
-        waiting, self.waiting = self.waiting, []
-        unanswered = set(waiting)
-        questions = []
-        for fullname in waiting:
+    def follow_all(self) -> None:
+        """Find what is waiting, and follow what was found: the one beside the other."""
+        asked: Asked | None = None
+        found: list[Answered] = []
+        while not self.is_late():
+            changed, self.changed = self.changed, set()
+            for fullname in sorted(changed):
+                self.follow_statements(fullname)
+            if asked is None:
+                asked = self.ask(self.next_questions(), beside=bool(found))
+            if asked is not None and (not found or asked[2].is_done()):
+                found += self.answers_to(asked)
+                asked = None
+            elif found:
+                self.follow_answer(*found.pop(0))
+            elif not self.changed:
+                break
+        if asked is not None:
+            found += self.answers_to(asked)
+        for (_, fullname), answer, _ in found:  # the time is over, but it has been read
+            if answer is not None:
+                self.visited[fullname] = answer
+                self.add(fullname, answer)
+
+    def next_questions(self) -> "list[Question]":
+        """Return the questions for what is waiting: for a module, after the package that it is in was found."""
+        questions: list[Question] = []
+        for fullname in self.waiting:  # grows meanwhile
             parent = fullname.rpartition(".")[0]
-            if parent in unanswered:
-                self.waiting.append(fullname)
-                continue
             if not parent and BuiltinImporter.find_spec(fullname):
-                continue
-            if _imp.is_frozen(fullname):
+                self.note_answer(fullname)
+            elif _imp.is_frozen(fullname):
                 if fullname not in sys.modules:
                     package = fullname if _imp.is_frozen_package(fullname) else parent
                     self.follow_code(_imp.get_frozen_object(fullname), package, fullname, installed=True)
-                continue
-            path = self.path_of(parent)
-            if path is not None:
-                questions.append((tuple(answers.searched(path)), fullname))
-        for (_, fullname), (answer, code) in zip(questions, self.find(questions)):
-            self.visited[fullname] = answer
-            if answer is None:
-                continue
-            self.add(fullname, answer)
-            if code is None and answer.code is not None:
-                try:
-                    code = marshal.loads(_core.decompress(bytes(answer.code)))
-                except (EOFError, ValueError, TypeError):
-                    self.opening.add(fullname, Answer(answer.path, answers.LOCAL))  # who imports it meets the error
-            if code is not None and not self.is_late():
-                package = fullname if answer.locations is not None else fullname.rpartition(".")[0]
-                installed = bool(answer.origin and answer.origin.startswith(self.opening.stable))
-                self.follow_code(code, package, fullname, installed=installed)
+                self.note_answer(fullname)
+            else:
+                path = self.path_of(parent)
+                if path is None:
+                    self.note_answer(fullname)
+                else:
+                    questions.append((tuple(answers.searched(path)), fullname))
+        self.waiting.clear()
+        return questions
+
+    def note_answer(self, fullname: str) -> None:
+        """Take note that a module was found, or is none: what is below it need not wait any more."""
+        self.unanswered.discard(fullname)
+        self.waiting += self.waiting_for.pop(fullname, ())
+
+    def follow_answer(self, question: "Question", answer: "Answer | None", code: "CodeType | None") -> None:
+        """Add an answer to the opening, and follow the import statements of the module that was found."""
+        fullname = question[1]
+        self.visited[fullname] = answer
+        self.note_answer(fullname)
+        if answer is None:
+            return
+        self.add(fullname, answer)
+        if code is None and answer.code is not None:
+            try:
+                code = marshal.loads(_core.decompress(bytes(answer.code)))
+            except (EOFError, ValueError, TypeError):
+                self.opening.add(fullname, Answer(answer.path, answers.LOCAL))  # who imports it meets the error
+        if code is not None:
+            package = fullname if answer.locations is not None else fullname.rpartition(".")[0]
+            installed = bool(answer.origin and answer.origin.startswith(self.opening.stable))
+            self.follow_code(code, package, fullname, installed=installed)
 
     def path_of(self, parent: str) -> "list[str] | None":
         """Return the path on which the modules of a package are searched, `sys.path` for "", None if it is none."""
@@ -174,37 +251,47 @@ class Forecast:
         found = path or (above.locations if above is not None else None)
         return None if found is None else list(found)
 
-    def find(self, questions: "list[Question]") -> "list[tuple[Answer | None, CodeType | None]]":
-        """Return (answer, code object if there is one already) of each question; (None, None) after the time limit."""
+    def ask(self, questions: "list[Question]", *, beside: bool = False) -> "Asked | None":
+        """Find what questions ask for, if there are any, or begin to: `beside` what this thread does."""
+        if not questions:
+            return None
         grouped: dict[tuple[str, ...], list[str]] = {}
         for folders, fullname in questions:
             if self.is_ordinary(folders):
                 grouped.setdefault(folders, []).append(fullname)
-        asked = [(folders, fullname) for folders, names in grouped.items() for fullname in names]
+        ordinary = [(folders, fullname) for folders, names in grouped.items() for fullname in names]
         without_finder = [entry for entry, finder in sys.path_importer_cache.items() if finder is None]
         self.modules.list(without_finder)
         groups = [
             ([folder for folder in folders if folder not in without_finder], [last_part(name) for name in names])
             for folders, names in grouped.items()
         ]
-        answered_here, all_code = self.modules.find(groups)
-        found = dict(zip(asked, answered_here))
-        view = memoryview(all_code)
-        answered: list[tuple[Answer | None, CodeType | None]] = []
         self.note_out_of_reach(without_finder)
-        for folders, fullname in questions:
-            fields = found.get((folders, fullname))
+        return questions, ordinary, self.modules.find(groups, beside=beside)
+
+    def answers_to(self, asked: "Asked") -> "list[Answered]":
+        """Wait for the answers to questions, and return them."""
+        questions, ordinary, finding = asked
+        answered_here, all_code = finding.wait()
+        found = dict(zip(ordinary, answered_here))
+        view = memoryview(all_code)
+        answered: list[Answered] = []
+        for question in questions:
+            folders, fullname = question
+            fields = found.get(question)
             if self.out_of_reach.intersection(folders):
-                answered.append((Answer(list(folders), answers.LOCAL), None))
+                answered.append((question, Answer(list(folders), answers.LOCAL), None))
             elif fields is not None:
                 kind, origin, locations, place, state = fields
                 code = None if place is None else view[place[0] : place[1]]
-                self.states[folders, fullname] = state
-                answered.append((Answer(list(folders), kind, origin, locations, code), None))
+                self.states[question] = state
+                answered.append((question, Answer(list(folders), kind, origin, locations, code), None))
             elif self.is_late():
-                answered.append((None, None))
+                answered.append((question, None, None))
             else:
-                answered.append(answers.ask(fullname, list(folders), self.opening.stable, writes_bytecode=True))
+                answered.append(
+                    (question, *answers.ask(fullname, list(folders), self.opening.stable, writes_bytecode=True))
+                )
         return answered
 
     def note_out_of_reach(self, without_finder: "list[str]") -> None:
@@ -248,12 +335,12 @@ class Forecast:
         return answer.kind != answers.MISSING
 
     def certain(self) -> "list[str]":
-        """List the extension modules that are imported whenever the program is: not from inside functions."""
+        """List the extension modules that are likely to be imported, if the program is."""
         found = [answer for answer in self.reached() if answer.kind == answers.EXTENSION]
         return self.sure + [answer.origin for answer in found if answer.origin is not None]
 
     def reached(self) -> "list[Answer]":
-        """List what the scan found of what is asked whenever the program is imported: not from inside functions."""
+        """List what was found of what is likely to be imported, if the program is: not from inside functions."""
         found = []
         seen = {""}
         pending = ["", *self.roots]
@@ -263,7 +350,8 @@ class Forecast:
             if answer is not None:
                 found.append(answer)
             parent = fullname.rpartition(".")[0]
-            for name in (parent, *self.executed.get(fullname, ())):
+            executed = [names for when, names in self.statements.get(fullname, ()) if when != scan.IN_FUNCTION]
+            for name in (parent, *itertools.chain.from_iterable(executed)):
                 if name not in seen:
                     seen.add(name)
                     pending.append(name)

@@ -13,8 +13,10 @@ use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
 
 /// A thread that waits for a filesystem with 1 ms of latency needs company.
 const THREADS: usize = 32;
@@ -56,6 +58,32 @@ pub enum Found {
     Unknown,
     /// This host cannot reach what others may: each rank has to ask `importlib`.
     OutOfReach,
+}
+
+/// The answers to many questions, in their order, and all code that was read for them, compressed.
+pub enum Answers {
+    /// A thread finds them.
+    Awaited(JoinHandle<(Vec<Found>, Vec<u8>)>),
+    /// They are there.
+    There((Vec<Found>, Vec<u8>)),
+}
+
+impl Answers {
+    /// Whether waiting takes no time.
+    pub fn are_there(&self) -> bool {
+        match self {
+            Self::Awaited(thread) => thread.is_finished(),
+            Self::There(_) => true,
+        }
+    }
+
+    /// Waits for the answers. The thread has ended then.
+    pub fn wait(self) -> (Vec<Found>, Vec<u8>) {
+        match self {
+            Self::Awaited(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            Self::There(answers) => answers,
+        }
+    }
 }
 
 /// A module that is a file.
@@ -157,6 +185,20 @@ impl Searcher {
             rules,
             folders: Mutex::new(HashMap::new()),
         }
+    }
+
+    /// Begins to answer many questions, `beside` what this thread does; else, and where there may be no threads, it has
+    /// done so when it returns.
+    pub fn begin(self: &Arc<Self>, questions: Vec<Question>, beside: bool) -> Answers {
+        let questions = Arc::new(questions);
+        if beside && threads_for(usize::MAX) > 1 {
+            let (searcher, asked) = (self.clone(), questions.clone());
+            match std::thread::Builder::new().spawn(move || searcher.find_all(&asked)) {
+                Ok(thread) => return Answers::Awaited(thread),
+                Err(cause) => log::debug!("no thread to read with: {cause}"),
+            }
+        }
+        Answers::There(self.find_all(&questions))
     }
 
     /// Answers many questions, in their order; with all code that was read for them, compressed.
@@ -346,7 +388,7 @@ fn read_file(path: &Path, first: &mut [u8; READ_BYTES], rest: &mut Vec<u8>) -> s
             more => read += more,
         }
     }
-    file.read_to_end(rest)?;
+    file.take(u64::MAX).read_to_end(rest)?; // of a file itself, it would ask the size first: an operation
     Ok(read)
 }
 

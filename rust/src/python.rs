@@ -6,7 +6,7 @@
 use crate::abi::{self, Family};
 use crate::bundle;
 use crate::error::{self, Error};
-use crate::modules::{self, Folder, Found, Question, Searcher};
+use crate::modules::{self, Answers, Folder, Found, Question, Searcher};
 use crate::profile::{self, Profile};
 use crate::progress;
 use crate::trust::{self, Refusal};
@@ -21,7 +21,7 @@ use std::ffi::{OsStr, OsString, c_int};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 fn runtime_error(cause: Error) -> PyErr {
@@ -425,7 +425,7 @@ fn store_copy(py: Python<'_>, paths: Vec<PathBuf>) -> Vec<bool> {
 
 /// Finds and reads modules as `importlib` would, many at once; see `rust/src/modules.rs`.
 #[pyclass(frozen)]
-struct Modules(Searcher);
+struct Modules(Arc<Searcher>);
 
 #[pymethods]
 impl Modules {
@@ -437,32 +437,27 @@ impl Modules {
         bytecode_suffix: String,
         pycache_prefix: Option<OsString>,
     ) -> Self {
-        Self(Searcher::new(modules::Rules {
+        Self(Arc::new(Searcher::new(modules::Rules {
             extension_suffixes,
             magic,
             bytecode_suffix,
             pycache_prefix,
-        }))
+        })))
     }
 
-    /// Answers questions: for each (folders, names), for each of the names, what was found, or None for `importlib`;
-    /// and all code, compressed.
-    fn find<'py>(
-        &self,
-        py: Python<'py>,
-        questions: Vec<(Vec<OsString>, Vec<OsString>)>,
-    ) -> PyResult<(Vec<Option<Fields>>, Bound<'py, PyBytes>)> {
-        let (found, code) = py.detach(|| {
-            let each = questions.into_iter().flat_map(|(folders, names)| {
-                let folders = Arc::new(folders);
-                names.into_iter().map(move |name| Question {
-                    name,
-                    folders: folders.clone(),
-                })
-            });
-            self.0.find_all(&each.collect::<Vec<_>>())
+    /// Begins to answer questions: for each (folders, names), for each of the names. Unless it is to be done `beside` what
+    /// the caller does, they are answered when this returns.
+    #[pyo3(signature = (questions, *, beside = false))]
+    fn find(&self, py: Python<'_>, questions: Vec<(Vec<OsString>, Vec<OsString>)>, beside: bool) -> Finding {
+        let each = questions.into_iter().flat_map(|(folders, names)| {
+            let folders = Arc::new(folders);
+            names.into_iter().map(move |name| Question {
+                name,
+                folders: folders.clone(),
+            })
         });
-        Ok((found.into_iter().map(as_fields).collect(), bytes(py, &code)?))
+        let answers = py.detach(|| self.0.begin(each.collect(), beside));
+        Finding(Mutex::new(Some(answers)))
     }
 
     /// What is known of each folder that was looked at: (time of modification in ns, first parts of its names), with
@@ -486,6 +481,27 @@ impl Modules {
     /// Lists folders that no question has led to.
     fn list(&self, py: Python<'_>, folders: Vec<OsString>) {
         py.detach(|| self.0.list_all(&folders));
+    }
+}
+
+/// The answers to questions, which are found in the background.
+#[pyclass(frozen)]
+struct Finding(Mutex<Option<Answers>>);
+
+#[pymethods]
+impl Finding {
+    /// Whether waiting takes no time.
+    fn is_done(&self) -> bool {
+        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.as_ref().is_none_or(Answers::are_there)
+    }
+
+    /// What was found, or None for `importlib`, question after question; and all code, compressed. Once.
+    fn wait<'py>(&self, py: Python<'py>) -> PyResult<(Vec<Option<Fields>>, Bound<'py, PyBytes>)> {
+        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let answers = answers.ok_or_else(|| PyRuntimeError::new_err("the answers were taken before"))?;
+        let (found, code) = py.detach(|| answers.wait());
+        Ok((found.into_iter().map(as_fields).collect(), bytes(py, &code)?))
     }
 }
 
@@ -749,10 +765,10 @@ mod _core {
 
     #[pymodule_export]
     use super::{
-        Bundle, Modules, abi_constants, abort, broadcast, broadcast_shared, closures, compress, connect, crc32,
-        decompress, deliver_files, filesystem_types, find_libmpi, flags_with_site, gather, hide_progress, is_active,
-        is_first_on_host, is_truncated, needed, next_step, note, preload, read_own, release_memory, report_record,
-        report_start, show_progress, states, store_claim, store_copy, store_link, store_open, store_problem, store_put,
-        take_notes,
+        Bundle, Finding, Modules, abi_constants, abort, broadcast, broadcast_shared, closures, compress, connect,
+        crc32, decompress, deliver_files, filesystem_types, find_libmpi, flags_with_site, gather, hide_progress,
+        is_active, is_first_on_host, is_truncated, needed, next_step, note, preload, read_own, release_memory,
+        report_record, report_start, show_progress, states, store_claim, store_copy, store_link, store_open,
+        store_problem, store_put, take_notes,
     };
 }

@@ -48,8 +48,15 @@ def test_a_rank_with_room_for_plain_python_has_room_for_us(script, tmp_path, kin
     assert result.stdout == "4.0 csv wave\n" * 3
 
 
-@pytest.mark.parametrize("ranks", ["0", "1", pytest.param("0 1 2", marks=pytest.mark.nightly)])
-@pytest.mark.parametrize(("kind", "room"), [("files", 0), ("memory", 3)])
+@pytest.mark.parametrize(
+    ("kind", "room", "ranks"),
+    [
+        ("files", 0, "0"),
+        ("files", 0, "1"),
+        pytest.param("files", 0, "0 1 2", marks=pytest.mark.nightly),
+        ("memory", 3, "1"),
+    ],
+)
 def test_a_rank_without_room_ends_the_job_with_one_message(script, tmp_path, kind, room, ranks):
     result, _ = run(script, tmp_path, kind, room, ranks)
     assert result.returncode, result
@@ -57,5 +64,15 @@ def test_a_rank_without_room_ends_the_job_with_one_message(script, tmp_path, kin
     assert not result.timed_out
     said = [line for line in result.stderr.splitlines() if not line.startswith(("Abort(", "note: "))]
     assert len(said) == 1, result
+    _, left = run(script, tmp_path, "files", 1000, "")
+    assert left == []
+
+
+@pytest.mark.parametrize("ranks", ["0", pytest.param("0 1 2", marks=pytest.mark.nightly)])
+def test_a_root_with_room_for_the_start_but_not_for_the_program_fails_as_the_program_does(script, tmp_path, ranks):
+    result, _ = run(script, tmp_path, "memory", 3, ranks)
+    assert result.returncode, result
+    assert not result.timed_out
+    assert ": failed to map segment from shared object" in result.stderr, result
     _, left = run(script, tmp_path, "files", 1000, "")
     assert left == []

@@ -1,5 +1,6 @@
 """The forecast foresees what code may import, without executing it."""
 
+import random
 import sys
 
 import pytest
@@ -72,6 +73,55 @@ def test_what_an_installed_package_imports_optionally_is_left_out(foresee, insta
     assert not_standard(found) == {"package", "package.own", "needed", "wanted", *([] if installed else ["optional"])}
 
 
+def test_what_an_installed_package_imports_is_left_out_where_it_is_not_likely(foresee):
+    found = foresee(
+        "import package",
+        installed=True,
+        another="",
+        likely="",
+        **{
+            "package/__init__": "import package.part\ndef __getattr__(name):\n    import package.lazy\n",
+            "package/part": "def f():\n    import package.possible\n",
+            "package/possible": "import package.below, wave, another\ndef f():\n    import package.never\n",
+            "package/below": "",
+            "package/never": "",
+            "package/lazy": "import likely\ndef f():\n    import package.possible_too\n",
+            "package/possible_too": "",
+        },
+    )
+    assert "wave" in found
+    assert not_standard(found) == {
+        "package",
+        "package.part",
+        "package.possible",
+        "package.below",
+        "package.lazy",
+        "likely",
+        "package.possible_too",
+    }
+
+
+@pytest.mark.parametrize("program", ["import package, later", "import later, package"])
+def test_what_turns_out_to_be_likely_is_followed_as_such(foresee, program):
+    found = foresee(
+        program,
+        installed=True,
+        another="",
+        **{
+            "package/__init__": "def f():\n    import package.part, other.sub\n",
+            "package/part": "import another\ndef f():\n    import package.possible\n",
+            "package/possible": "",
+            "later": "import between",
+            "between": "import package.part, other",
+            "other/__init__": "",
+            "other/sub": "",
+        },
+    )
+    assert not_standard(found) == {
+        *("package", "package.part", "package.possible", "another", "later", "between", "other", "other.sub")
+    }
+
+
 def test_imports_may_be_nested_deeper_than_calls(foresee):
     deep = sys.getrecursionlimit()
     texts = {"deep%d" % n: "def f():\n    import deep%d\n" % (n + 1) for n in range(deep)}
@@ -82,6 +132,16 @@ def test_imports_may_be_nested_deeper_than_calls(foresee):
 
 def nested(depth, function):
     return function() if depth == 0 else nested(depth - 1, function)
+
+
+def test_bytecode_that_no_compiler_made_is_no_error():
+    chance = random.Random(1)
+    code = compile("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a import b, c\n", "<test>", "exec")
+    for _ in range(2000):
+        altered = bytearray(code.co_code)
+        for _ in range(chance.randrange(1, 5)):
+            altered[chance.randrange(1, len(altered), 2)] = chance.randrange(256)  # an argument; Python trusts these
+        Forecast(Opening(()), 60.0).follow_code(code.replace(co_code=bytes(altered)), "")
 
 
 def test_an_unreadable_module_is_left_to_each_rank(foresee):
