@@ -214,8 +214,9 @@ def build_only_mpi(mpi, folder):
     """Build the C program that only starts and ends MPI; return its path."""
     source, program = folder / "only_mpi.c", folder / "only_mpi"
     source.write_text(ONLY_MPI)
-    folders = ["-I%s" % (mpi.prefix / "include"), "-L%s" % (mpi.prefix / "lib")]
-    subprocess.run(["cc", *folders, "-o", program, source, "-lmpi"], check=True)
+    headers = mpis.ROOT / ".mpi" / "impi-devel" if mpi is mpis.IMPI else mpi.prefix
+    library = min((mpi.prefix / "lib").glob("libmpi.so*"))
+    subprocess.run(["cc", "-I%s" % (headers / "include"), "-o", program, source, library], check=True)
     return program
 
 

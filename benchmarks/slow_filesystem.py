@@ -1,9 +1,9 @@
 """Start-up on several hosts with one slow shared filesystem: wall time, and how long the metadata server is busy.
 
 The hosts and the filesystem are simulated (`tests/hosts`): one metadata server takes 200 us for each operation, one
-after another; bytes cost nothing but what FUSE takes to move them. Sizes are hosts x ranks per host, under MPICH. Two
-cache profiles: `cache` keeps names and attributes for 5 s and contents, as real clients do; `no cache` asks the server
-for every part of every path, each time. mpi4py is imported first everywhere. Beside the variants stand:
+after another; bytes cost nothing but what FUSE takes to move them. Sizes are hosts x ranks per host. Two cache
+profiles: `cache` keeps names and attributes for 5 s and contents, as real clients do; `no cache` asks the server for
+every part of every path, each time. mpi4py is imported first everywhere. Beside the variants stand:
 
 - `MPI's start`: a C program that only calls MPI_Init and MPI_Finalize; `python -S`: an empty interpreter without MPI
 - `tmpfs`: plain Python whose packages were copied to each host's memory before; MPI lies where it lies for all. How
@@ -11,7 +11,7 @@ for every part of every path, each time. mpi4py is imported first everywhere. Be
 
 All hosts share the cores of one machine, so wall times grow with their number even where nothing is read.
 
-    python benchmarks/slow_filesystem.py [--cache 1x1 2x1 4x1 8x1 16x1] [--no-cache 1x1 4x1 16x1]
+    python benchmarks/slow_filesystem.py [--mpi mpich] [--cache 1x1 2x1 4x1 8x1 16x1] [--no-cache 1x1 4x1 16x1]
 """
 
 import os
@@ -71,7 +71,8 @@ class Benchmark:
     Each is on a new cluster: every host is cold. `env` is for all variants; `archive` is what `TMPFS` unpacks.
     """
 
-    def __init__(self, hosts, cache, folder, *, ranks_per_host=1, env=None, archive=None):
+    def __init__(self, hosts, cache, folder, *, mpi=mpis.MPICH, ranks_per_host=1, env=None, archive=None):
+        self.mpi = mpi
         self.hosts = hosts
         self.ranks_per_host = ranks_per_host
         self.cache = cache
@@ -91,7 +92,7 @@ class Benchmark:
 
     def job(self, cluster, argv, env):
         """Run a job."""
-        result = cluster.run([*cluster.mpi(mpis.MPICH, self.ranks_per_host, env=env), *argv], timeout_s=LIMIT_S)
+        result = cluster.run([*cluster.mpi(self.mpi, self.ranks_per_host, env=env), *argv], timeout_s=LIMIT_S)
         if result.returncode:
             raise RuntimeError(repr(result))
         return result
@@ -103,12 +104,12 @@ class Benchmark:
             argv, env = [str(word).format(folder=self.folder) for word in variant.command], {}
         else:
             place = tempfile.mkdtemp(dir=self.folder)
-            way = Prepared(variant, self.folder / "program.py", place, env=self.env)
+            way = Prepared(variant, self.folder / "program.py", place, env=self.env, mpi=self.mpi)
             argv, env = way.argv, way.env()
         with self.cluster() as cluster:
             if variant is TMPFS:
                 found["staging"] = self.stage(cluster)
-                env["LD_LIBRARY_PATH"] = "%s/lib:%s/lib" % (STAGED, mpis.MPICH.prefix)
+                env["LD_LIBRARY_PATH"] = "%s/lib:%s/lib" % (STAGED, self.mpi.prefix)
             cluster.filesystem.reset()
             result = self.job(cluster, argv, env)
             return {**summary(cluster, result.seconds, self.hosts * self.ranks_per_host), **found}
@@ -147,21 +148,23 @@ def summary(cluster, seconds, ranks):
 def main():
     """Measure, print and write."""
     parser = results.arguments(__doc__)
+    parser.add_argument("--mpi", choices=[mpi.name for mpi in mpis.ALL], default=mpis.MPICH.name)
     parser.add_argument("--cache", nargs="*", default=["1x1", "2x1", "4x1", "8x1", "16x1"])
     parser.add_argument("--no-cache", nargs="*", default=["1x1", "4x1", "16x1"])
     parser.add_argument("--variants", nargs="+", help="only these, by name")
     chosen = parser.parse_args()
     if unavailable():
         sys.exit("slow_filesystem.py is not run: %s" % unavailable())
-    report = results.Report(chosen.o, "slow_filesystem")
+    mpi = next(mpi for mpi in mpis.ALL if mpi.name == chosen.mpi)
+    report = results.Report(chosen.o, "slow_filesystem" if mpi is mpis.MPICH else "slow_filesystem_" + mpi.name)
     known = [ONLY_MPI, PYTHON_S, *variants.available(report, [*variants.ALL]), TMPFS]
     known = [variant for variant in known if not chosen.variants or variant.name in chosen.variants]
     measured = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "program.py").write_text(PROGRAM)
-        mpis.MPICH.run(1, PYTHON, folder / "program.py")  # writes bytecode
-        operations.build_only_mpi(mpis.MPICH, folder)
+        mpi.run(1, PYTHON, folder / "program.py")  # writes bytecode
+        operations.build_only_mpi(mpi, folder)
         archive = stage(folder)
         for cache, sizes in ("cache", chosen.cache), ("no cache", chosen.no_cache):
             if sizes:
@@ -170,20 +173,21 @@ def main():
                 hosts, ranks_per_host = map(int, size.split("x"))
                 for variant in known:
                     began = time.monotonic()
-                    where = Benchmark(hosts, cache, folder, ranks_per_host=ranks_per_host, archive=archive)
+                    where = Benchmark(hosts, cache, folder, mpi=mpi, ranks_per_host=ranks_per_host, archive=archive)
                     measured[cache][size][variant.name] = where.measure(variant)
                     seconds = time.monotonic() - began
                     print("%s, %s, %s: %.1f s" % (cache, size, variant.name, seconds), flush=True)
         size_bytes = archive.stat().st_size
-    show(report, measured, size_bytes)
+    show(report, mpi, measured, size_bytes)
     draw(report, measured)
     report.write({"service_us": SERVICE_US, "program": PROGRAM, "staged_bytes": size_bytes, "caches": measured})
 
 
-def show(report, measured, size_bytes):
+def show(report, mpi, measured, size_bytes):
     """Print the tables."""
     report.line(
-        "%d us per metadata operation, load %.1f on %d cores" % (SERVICE_US, os.getloadavg()[0], os.cpu_count())
+        "%s, %d us per metadata operation, load %.1f on %d cores"
+        % (mpi.name, SERVICE_US, os.getloadavg()[0], os.cpu_count())
     )
     shown = {
         "wall time, s": lambda one: "%.1f" % one["wall_s"],
