@@ -73,7 +73,8 @@ let drawn = []; // the items, as the timeline has them
 function draw() {
   const theme = Object.fromEntries([...Object.keys(COLOURS), "text", "faint", "line", "ground", "raised", "accent"]
     .map((name) => [name, colour(name)]));
-  drawn = [];
+  const items = []; // the timeline draws the old ones once more when its size changes
+  drawn = items;
   const titles = [];
   let row = 0, last = 1;
   for (const lane of shownLanes()) {
@@ -82,7 +83,7 @@ function draw() {
     for (const item of lane.items) {
       item.row = row + 1 + item.depth;
       last = Math.max(last, item.end_us);
-      drawn.push(item);
+      items.push(item);
     }
     row += deepest + 3;
   }
@@ -93,7 +94,7 @@ function draw() {
     animation: false,
     grid: { left: 10, right: 10, top: 10, bottom: 70 },
     tooltip: { backgroundColor: theme.raised, borderColor: theme.line, textStyle: { color: theme.text }, confine: true,
-      formatter: (hovered) => element("span", describe(drawn[hovered.dataIndex])) },
+      formatter: (hovered) => element("span", describe(items[hovered.dataIndex])) },
     xAxis: { type: "value", min: 0, max: Math.ceil(last / 1000), axisLabel: { color: theme.faint, hideOverlap: true, formatter: (value) => Number(value.toFixed(2)) + " ms" },
       axisLine: { lineStyle: { color: theme.line } }, splitLine: { lineStyle: { color: theme.line } } },
     yAxis: { type: "value", min: 0, max: row, inverse: true, show: false },
@@ -106,7 +107,7 @@ function draw() {
       type: "custom", clip: true, progressive: 0, encode: { x: [0, 1], y: 2 },
       data: drawn.map((item) => [item.begin_us / 1000, item.end_us / 1000, item.row]),
       renderItem: (params, api) => {
-        const item = drawn[params.dataIndex];
+        const item = items[params.dataIndex];
         const [left, top] = api.coord([api.value(0), item.row]);
         const [right, below] = api.coord([api.value(1), item.row + 1]);
         const area = params.coordSys, from = Math.max(left, area.x), to = Math.min(right, area.x + area.width);

@@ -407,6 +407,8 @@ def test_the_page_works_without_network_in_light_and_dark_and_by_keyboard(page, 
         browser.open(page, "#rank=2&beside=1")
         assert browser.value("document.getElementById('rank').value") == "2"
         assert "own time, rank 1" in browser.value("document.getElementById('modules').innerText")
+        browser.open(page, "#rank=2")
+        assert "own time, rank 1" not in browser.value("document.getElementById('modules').innerText")
         colours = []
         for scheme in ("light", "dark"):
             browser.prefer(scheme)
