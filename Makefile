@@ -77,7 +77,7 @@ target/tools/bin/cargo-deny: | .tools
 BENCHMARKS := operations memory warm slow_filesystem latency pynamic parts model
 bench: $(VENV)/.built $(TEST_NEEDS)
 	set -e; for name in $(BENCHMARKS); do $(IN_VENV)/python benchmarks/$$name.py; done
-	$(IN_VENV)/python benchmarks/slow_filesystem.py --mpi impi --cache --no-cache 1x1 16x1
+	$(IN_VENV)/python benchmarks/slow_filesystem.py --mpi impi --cache --no-cache 16x1
 	$(IN_VENV)/python benchmarks/pages.py
 
 # The chart library of the report's page, as its makers publish it. To update it, change the version, and look at a report.
