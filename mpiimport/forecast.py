@@ -82,18 +82,19 @@ class Forecast:
             self.installed.add(fullname)
         statements = self.statements.setdefault(fullname, [])
         try:
-            for name, fromlist, level, when in scan.imports_of(code, with_calls=installed):
-                base = name
-                if level:
-                    parent = package
-                    for _ in range(level - 1):
-                        parent = parent.rpartition(".")[0]
-                    base = parent + "." + name if name and parent else parent or name
-                if base:
-                    parts = [base + "." + attribute for attribute in fromlist or () if attribute != "*"]
-                    statements.append((when, [base, *parts]))
-        except (IndexError, TypeError, AttributeError):
-            pass  # no compiler of Python made this bytecode: what it means, only who executes it can know
+            found = list(scan.imports_of(code, with_calls=installed))
+        except IndexError:
+            found = []  # what such bytecode means, only who executes it can know
+        for name, fromlist, level, when in found:
+            base = name
+            if level:
+                parent = package
+                for _ in range(level - 1):
+                    parent = parent.rpartition(".")[0]
+                base = parent + "." + name if name and parent else parent or name
+            if base:
+                parts = [base + "." + attribute for attribute in fromlist or () if attribute != "*"]
+                statements.append((when, [base, *parts]))
         self.follow_statements(fullname)
 
     def follow_statements(self, fullname: str) -> None:

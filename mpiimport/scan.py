@@ -69,6 +69,7 @@ def imports_of(
 
     `when` is `WITH_MODULE`, `FOR_ATTRIBUTE` or `IN_FUNCTION`. What stands below `if TYPE_CHECKING:` is left out. If
     `with_calls`, constants that may be names of modules count too, where `import_module` or `__import__` is called.
+    Raises IndexError where no compiler of Python made the bytecode.
     """
     code_type = type(code)
     pending = [(code, WITH_MODULE)]
@@ -101,8 +102,14 @@ def imports_of(
                     else:
                         break
                 if len(operands) == 2:
-                    yield names[argument >> _FLAG_BITS], operands[0], operands[1], when
+                    fromlist, level = operands
+                    if type(level) is int and (fromlist is None or _are_names(fromlist)):
+                        yield names[argument >> _FLAG_BITS], fromlist, level, when
             at = bytecode.find(_IMPORT_NAME, at + 1)
+
+
+def _are_names(fromlist: object) -> bool:
+    return type(fromlist) is tuple and all(type(name) is str for name in fromlist)
 
 
 def _when(code: "CodeType", outer: "CodeType") -> int:
