@@ -34,5 +34,6 @@ pub mod progress;
 mod python;
 pub mod report;
 pub mod store;
+pub mod tree;
 pub mod trust;
 pub mod world;

@@ -48,7 +48,7 @@ functions! {
     ibcast = "MPI_Ibcast" (*mut c_void, c_int, usize, c_int, usize, *mut usize);
     igather = "MPI_Igather" (*const c_void, c_int, usize, *mut c_void, c_int, usize, c_int, usize, *mut usize);
     igatherv = "MPI_Igatherv" (*const c_void, c_int, usize, *mut c_void, *const c_int, *const c_int, usize, c_int, usize, *mut usize);
-    isend = "MPI_Isend" (*const c_void, c_int, usize, c_int, c_int, usize, *mut usize);
+    issend = "MPI_Issend" (*const c_void, c_int, usize, c_int, c_int, usize, *mut usize);
     irecv = "MPI_Irecv" (*mut c_void, c_int, usize, c_int, c_int, usize, *mut usize);
     test = "MPI_Test" (*mut usize, *mut c_int, usize);
     error_string = "MPI_Error_string" (c_int, *mut c_char, *mut c_int);
@@ -323,17 +323,19 @@ impl Mpi {
         Ok(Request(self.handle(request)))
     }
 
-    /// Starts `MPI_Isend` of bytes to a rank, in the order in which it receives.
+    /// Starts `MPI_Issend` of bytes to a rank, in the order in which it receives. It completes when they are being
+    /// received: MPI keeps for a rank that is late no more than what is not complete.
     ///
     /// # Safety
     /// `buffer` must stay valid and unchanged until the request is complete.
-    pub unsafe fn isend(&self, buffer: *const u8, size_bytes: usize, rank: usize, comm: Comm) -> Result<Request> {
+    pub unsafe fn issend(&self, buffer: *const u8, size_bytes: usize, rank: usize, comm: Comm) -> Result<Request> {
         let (count, rank) = (count(size_bytes)?, c_int::try_from(rank).unwrap_or(c_int::MAX));
         let mut request = 0;
         // SAFETY: the caller vouches for the buffer.
-        let code =
-            unsafe { (self.functions.isend)(buffer.cast(), count, self.abi.byte, rank, TAG, comm.0, &raw mut request) };
-        self.check("MPI_Isend", code)?;
+        let code = unsafe {
+            (self.functions.issend)(buffer.cast(), count, self.abi.byte, rank, TAG, comm.0, &raw mut request)
+        };
+        self.check("MPI_Issend", code)?;
         Ok(Request(self.handle(request)))
     }
 

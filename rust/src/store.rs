@@ -15,14 +15,14 @@
 use crate::error::{Error, Result};
 use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, flock, fstat, open, openat, unlinkat};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap};
 use std::collections::HashMap;
-use std::ffi::{OsStr, c_void};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::ptr;
 use std::time::{Duration, Instant};
@@ -51,46 +51,18 @@ pub struct Store {
 pub struct Incoming {
     file: tempfile::NamedTempFile,
     destination: PathBuf,
-    size_bytes: u64,
-}
-
-/// A part of a file in memory, until it is dropped.
-pub struct Window {
-    address: *mut c_void,
-    size_bytes: usize,
 }
 
 impl Incoming {
-    /// Maps a part of the file, to be filled. Parts keep the memory of the process small.
+    /// Writes a part of the file.
     ///
     /// # Errors
-    /// The part is not within the file, or does not begin at a page.
-    pub fn window(&self, offset: u64, size_bytes: usize) -> Result<Window> {
-        if size_bytes == 0 || offset.saturating_add(size_bytes as u64) > self.size_bytes {
-            return Err(Error::new(format!(
-                "a part of {size_bytes} bytes at {offset} is not within `{}`",
-                self.destination.display()
-            )));
-        }
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping within a file whose space is reserved; unmapped when the window is dropped.
-        let address = unsafe {
-            mmap(
-                ptr::null_mut(),
-                size_bytes,
-                protection,
-                MapFlags::SHARED,
-                self.file.as_file(),
-                offset,
-            )
-        };
-        let address = address.map_err(|cause| {
-            Error::new(format!(
-                "cannot map a part of `{}`: {cause}",
-                self.destination.display()
-            ))
-        })?;
-        Ok(Window { address, size_bytes })
+    /// There is no room for it any more.
+    pub fn write(&self, part: &[u8], offset: u64) -> Result<()> {
+        self.file
+            .as_file()
+            .write_all_at(part, offset)
+            .map_err(|cause| Error::new(format!("cannot write `{}`: {cause}", self.destination.display())))
     }
 
     /// Gives the file its name: from now on other ranks can open it, whole.
@@ -106,31 +78,11 @@ impl Incoming {
     }
 }
 
-impl Window {
-    /// The bytes of this part.
-    pub fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the mapping has this size and is ours alone as long as the window is borrowed.
-        unsafe { std::slice::from_raw_parts_mut(self.address.cast(), self.size_bytes) }
-    }
-}
-
-impl Drop for Window {
-    fn drop(&mut self) {
-        // SAFETY: nobody borrows the bytes any more.
-        if let Err(cause) = unsafe { munmap(self.address, self.size_bytes) } {
-            log::debug!("munmap: {cause}");
-        }
-    }
-}
-
-/// Reserves the space of a whole file, so that a full tmpfs is an error here and no SIGBUS later.
-fn reserve(file: &File, size_bytes: u64) -> io::Result<()> {
+/// Whether a file of this size leaves room for others where it is to be.
+fn check_room(file: &File, size_bytes: u64) -> io::Result<()> {
     let room = rustix::fs::fstatvfs(file)?;
     if room.f_bavail * room.f_frsize < size_bytes.saturating_add(RESERVED_BYTES) {
         return Err(io::Error::from(io::ErrorKind::StorageFull));
-    }
-    if size_bytes > 0 {
-        rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, size_bytes)?;
     }
     Ok(())
 }
@@ -309,7 +261,9 @@ impl Store {
             if size_bytes == 0 {
                 return Ok(&mut []);
             }
-            reserve(&file, size_bytes as u64)?;
+            check_room(&file, size_bytes as u64)?;
+            // A full tmpfs is an error here, and no SIGBUS later.
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size_bytes as u64)?;
             let protection = ProtFlags::READ | ProtFlags::WRITE;
             // SAFETY: a new mapping of a file that only the ranks of this job have, never unmapped.
             unsafe {
@@ -393,11 +347,10 @@ impl Store {
             let folder = destination.parent().unwrap_or(&self.path);
             fs::create_dir_all(folder)?;
             let file = tempfile::Builder::new().prefix(".incoming-").tempfile_in(folder)?;
-            reserve(file.as_file(), size_bytes)?;
+            check_room(file.as_file(), size_bytes)?;
             Ok(Incoming {
                 file,
                 destination: destination.clone(),
-                size_bytes,
             })
         };
         begin().map_err(|cause| self.error("copy", &original.display().to_string(), &cause))
@@ -798,9 +751,8 @@ mod tests {
         drop(store.receive(original, 10).unwrap());
         assert_eq!(fs::read_dir(copy.parent().unwrap()).unwrap().count(), 0);
         let incoming = store.receive(original, 2 * PAGE as u64).unwrap();
-        incoming.window(0, PAGE).unwrap().bytes().fill(b'a');
-        incoming.window(PAGE as u64, PAGE).unwrap().bytes().fill(b'b');
-        assert!(incoming.window(PAGE as u64, PAGE + 1).is_err());
+        incoming.write(&[b'b'; PAGE], PAGE as u64).unwrap();
+        incoming.write(&[b'a'; PAGE], 0).unwrap();
         assert!(!copy.exists() && !store.has_copy(original));
         incoming.finish().unwrap();
         assert!(store.has_copy(original));

@@ -12,6 +12,7 @@ use crate::profile::{self, Profile, Questions};
 use crate::progress;
 use crate::report;
 use crate::store::{Incoming, Store};
+use crate::tree::{self, Tree};
 use once_cell::sync::OnceCell;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use std::ffi::{OsStr, c_int, c_void};
@@ -44,14 +45,9 @@ const SETTLE: Duration = Duration::from_millis(100);
 const PIECE_BYTES: usize = 64 << 20;
 /// So many copies are begun before any has its name: each is an open file.
 const FILES_AT_ONCE: usize = 64;
-/// So much of a file is in the memory of a process while it is copied: a multiple of any page size.
-const WINDOW_BYTES: usize = 8 << 20;
 
 /// So much of what a rank asked reaches the profile: ten thousand questions.
 const NOTES_BYTES: usize = 1 << 20;
-
-/// A host passes so much on while the next such part arrives.
-const SEGMENT_BYTES: usize = 1 << 20;
 
 const EVERY_RANK: &str = "every rank of MPI_COMM_WORLD to start mpiimport. If other programs run in this world, start \
                           ours with MPIIMPORT_LOCAL=1";
@@ -297,11 +293,8 @@ impl World {
                 place.copy_from_slice(part);
                 rest = after;
             }
-            for piece in buffer.chunks_mut(PIECE_BYTES) {
-                // SAFETY: the buffer lives for ever.
-                unsafe { self.broadcast_to_hosts(leaders, piece, what, interrupt)? };
-                progress::advance(piece.len() as u64);
-            }
+            // SAFETY: the buffer lives for ever.
+            unsafe { self.broadcast_to_hosts(leaders, buffer, what, interrupt)? };
             let announced = vec![u8::from(is_mapped)].leak();
             self.broadcast_pieces(self.node, announced, what, interrupt)?;
             if !is_mapped && self.local_size > 1 {
@@ -327,7 +320,7 @@ impl World {
 
     /// Copies files of the root to the node store of each host, and says which of them this host has. Collective.
     ///
-    /// Each byte crosses to a host once, from the root's file into the mapped copy. A file that the root cannot read to
+    /// Each byte crosses to a host once, from the root's file into its copy. A file that the root cannot read to
     /// its end is on no host; one that a host has no room for is not on that host. `links` are made beside the copies;
     /// a host that has no room for them has no copies: they may open what is linked when they run.
     ///
@@ -354,6 +347,7 @@ impl World {
                 }
                 None => None,
             };
+            let mut spare = Vec::new();
             for (at, paths) in paths.chunks(FILES_AT_ONCE).enumerate() {
                 let first = at * FILES_AT_ONCE;
                 let sources: Vec<Source> = match &bundle {
@@ -364,7 +358,7 @@ impl World {
                         .collect(),
                     None => Source::files(paths),
                 };
-                let arrived = self.deliver_some(leaders, paths, &sources, what, interrupt)?;
+                let arrived = self.deliver_some(leaders, paths, &sources, &mut spare, what, interrupt)?;
                 for (present, arrived) in present[first..].iter_mut().zip(arrived) {
                     *present = u8::from(arrived && linked);
                 }
@@ -380,6 +374,7 @@ impl World {
         leaders: Comm,
         paths: &[PathBuf],
         sources: &[Source],
+        spare: &mut Vec<Box<[u8]>>,
         what: &str,
         interrupt: &mut Interrupt,
     ) -> Result<Vec<bool>> {
@@ -391,74 +386,49 @@ impl World {
         let sizes = announced
             .chunks_exact(8)
             .map(|bytes| bytes.iter().rfold(0, |size, &byte| size << 8 | u64::from(byte)));
-        let mut incoming = Vec::new();
+        let mut copies = Copies {
+            incoming: Vec::with_capacity(paths.len()),
+            spare,
+        };
         let mut verdicts = vec![0_u8; paths.len()];
+        let mut tree = Tree::new(&self.mpi, leaders)?;
         for (at, (path, size_bytes)) in paths.iter().zip(sizes).enumerate() {
-            let mut arriving = None;
-            if size_bytes < u64::MAX {
-                arriving = self
-                    .with_store(|store| store.receive(path, size_bytes))
-                    .transpose()
-                    .unwrap_or_else(|cause| {
-                        log::debug!("{cause}");
-                        None
-                    });
-                let complete =
-                    self.deliver_file(leaders, &mut arriving, sources.get(at), size_bytes, what, interrupt)?;
-                verdicts[at] = u8::from(complete);
+            if size_bytes == u64::MAX {
+                copies.incoming.push(None); // the root has not got it
+                continue;
             }
-            incoming.push(arriving);
+            copies.incoming.push(self.begin_copy(path, size_bytes));
+            let mut reader = sources.get(at).map(Source::reader);
+            for offset in (0..size_bytes).step_by(tree::SEGMENT_BYTES) {
+                self.wait(interrupt)
+                    .until(what, || tree.has_room(&mut |part| copies.write(part)))?;
+                let mut part = copies.part(offset, size_bytes);
+                let bytes = &mut part.bytes[..part.size_bytes];
+                if let Some(reader) = &mut reader {
+                    reader.read(bytes, offset);
+                }
+                let (start, length) = (bytes.as_mut_ptr(), bytes.len());
+                // SAFETY: the bytes are the part's, wherever that is moved to.
+                unsafe { tree.push(start, length, part)? };
+                progress::advance(length as u64);
+            }
+            // Whether the copy is whole, the root knows.
+            verdicts[at] = u8::from(reader.is_some_and(Reader::was_whole));
         }
+        self.wait(interrupt)
+            .until(what, || tree.is_over(&mut |part| copies.write(part)))?;
         let verdicts = self.broadcast_pieces(leaders, verdicts.leak(), what, interrupt)?;
         let finish = |(incoming, verdict): (Option<Incoming>, &u8)| match incoming {
             Some(incoming) if *verdict == 1 => incoming.finish().map(|()| true),
             _ => Ok(false),
         };
-        incoming.into_iter().zip(verdicts.iter()).map(finish).collect()
+        copies.incoming.into_iter().zip(verdicts.iter()).map(finish).collect()
     }
 
-    /// Copies the content of one file, unless there is no room for it. Whether it is whole, the root knows.
-    fn deliver_file(
-        &self,
-        leaders: Comm,
-        incoming: &mut Option<Incoming>,
-        source: Option<&Source>,
-        size_bytes: u64,
-        what: &str,
-        interrupt: &mut Interrupt,
-    ) -> Result<bool> {
-        let mut reader = source.map(Source::reader);
-        let mut scratch = Vec::new();
-        let mut offset = 0;
-        while offset < size_bytes {
-            let length = usize::try_from((size_bytes - offset).min(WINDOW_BYTES as u64)).unwrap_or(WINDOW_BYTES);
-            let mut window = incoming.as_ref().and_then(|incoming| {
-                let mapped = incoming.window(offset, length);
-                mapped.map_err(|cause| log::debug!("{cause}")).ok()
-            });
-            if window.is_none() {
-                *incoming = None;
-            }
-            let bytes = match window.as_mut() {
-                Some(window) => window.bytes(),
-                None => {
-                    scratch.resize(length, 0);
-                    &mut scratch[..]
-                }
-            };
-            if let Some(reader) = &mut reader {
-                reader.read(bytes, offset);
-            }
-            // SAFETY: on an error the window and the buffer are leaked, and so stay valid for MPI.
-            let result = unsafe { self.broadcast_to_hosts(leaders, bytes, what, interrupt) };
-            if let Err(cause) = result {
-                std::mem::forget((window, scratch));
-                return Err(cause);
-            }
-            offset += length as u64;
-            progress::advance(length as u64);
-        }
-        Ok(reader.is_some_and(Reader::was_whole))
+    /// Begins the copy of a file in the node store, if there is one and it has room.
+    fn begin_copy(&self, path: &Path, size_bytes: u64) -> Option<Incoming> {
+        let begun = self.with_store(|store| store.receive(path, size_bytes))?;
+        begun.map_err(|cause| log::debug!("{cause}")).ok()
     }
 
     /// Collects equally many bytes of every rank on the root, in the order of ranks; others get nothing. Collective.
@@ -605,7 +575,7 @@ impl World {
                 let size_bytes = (records.rows.len() as u64).to_le_bytes().to_vec().leak();
                 for sent in [size_bytes, records.rows.leak()] {
                     // SAFETY: the buffers live for ever.
-                    let request = unsafe { self.mpi.isend(sent.as_ptr(), sent.len(), 0, self.comm)? };
+                    let request = unsafe { self.mpi.issend(sent.as_ptr(), sent.len(), 0, self.comm)? };
                     self.wait(interrupt).until_complete(request, what)?;
                 }
             }
@@ -658,10 +628,7 @@ impl World {
         Ok(buffer)
     }
 
-    /// Sends the root's bytes to the other node leaders' buffers of the same size, down a binary tree.
-    ///
-    /// Each host receives them once, and passes a segment on while the next one arrives. MPI's own broadcast of large
-    /// messages scatters and gathers them: to some of 11 hosts, MPICH 5 brought them 1.6 times.
+    /// Sends the root's bytes to the other node leaders' buffers of the same size.
     ///
     /// # Safety
     /// After an error the buffer must stay valid for ever: MPI may still use it.
@@ -672,34 +639,14 @@ impl World {
         what: &str,
         interrupt: &mut Interrupt,
     ) -> Result<()> {
-        let (rank, size) = (self.mpi.rank(leaders)?, self.mpi.size(leaders)?);
-        let parent = rank.checked_sub(1).map(|before| before / 2);
-        let children = 2 * rank + 1..(2 * rank + 3).min(size);
-        let segments: Vec<_> = buffer
-            .chunks_mut(SEGMENT_BYTES)
-            .map(|segment| (segment.as_mut_ptr(), segment.len()))
-            .collect();
-        // SAFETY: each segment belongs to MPI until it has arrived, is only read until it is passed on, and the caller
-        // vouches for the buffer.
-        unsafe {
-            let arriving: Vec<_> = segments
-                .iter()
-                .filter_map(|&(start, length)| Some(self.mpi.irecv(start, length, parent?, leaders)))
-                .collect::<Result<_>>()?;
-            let mut arriving = arriving.into_iter();
-            let mut leaving = Vec::new();
-            for (start, length) in segments {
-                if let Some(request) = arriving.next() {
-                    self.wait(interrupt).until_complete(request, what)?;
-                }
-                for child in children.clone() {
-                    leaving.push(self.mpi.isend(start, length, child, leaders)?);
-                }
-            }
-            leaving
-                .into_iter()
-                .try_for_each(|request| self.wait(interrupt).until_complete(request, what))
+        let mut tree = Tree::new(&self.mpi, leaders)?;
+        for segment in buffer.chunks_mut(tree::SEGMENT_BYTES) {
+            self.wait(interrupt).until(what, || tree.has_room(&mut drop))?;
+            // SAFETY: nobody else uses the buffer until all is over, and the caller vouches for it after an error.
+            unsafe { tree.push(segment.as_mut_ptr(), segment.len(), ())? };
+            progress::advance(segment.len() as u64);
         }
+        self.wait(interrupt).until(what, || tree.is_over(&mut drop))
     }
 
     /// Makes the node store on each host and opens it on each rank; a host where that fails has none. Collective.
@@ -892,6 +839,48 @@ impl Reader<'_> {
     }
 }
 
+/// Copies that this host begins, one after another; None for those that it has no room for.
+struct Copies<'a> {
+    incoming: Vec<Option<Incoming>>,
+    spare: &'a mut Vec<Box<[u8]>>,
+}
+
+/// A part of the copy with this number, on its way.
+struct Part {
+    copy: usize,
+    offset: u64,
+    size_bytes: usize,
+    bytes: Box<[u8]>,
+}
+
+impl Copies<'_> {
+    /// The part at this offset of the last copy, to be filled.
+    fn part(&mut self, offset: u64, file_bytes: u64) -> Part {
+        let new = || vec![0; tree::SEGMENT_BYTES].into_boxed_slice();
+        let bytes = self.spare.pop().unwrap_or_else(new);
+        Part {
+            copy: self.incoming.len() - 1,
+            offset,
+            size_bytes: usize::try_from(file_bytes - offset)
+                .unwrap_or(usize::MAX)
+                .min(bytes.len()),
+            bytes,
+        }
+    }
+
+    fn write(&mut self, part: Part) {
+        let copy = &mut self.incoming[part.copy];
+        let written = copy
+            .as_ref()
+            .map(|copy| copy.write(&part.bytes[..part.size_bytes], part.offset));
+        if let Some(Err(cause)) = written {
+            log::debug!("{cause}");
+            *copy = None;
+        }
+        self.spare.push(part.bytes);
+    }
+}
+
 /// How a rank waits for an operation of MPI.
 struct Wait<'a> {
     mpi: &'a Mpi,
@@ -907,6 +896,11 @@ impl Wait<'_> {
     }
 
     fn until_complete(&mut self, mut request: Request, what: &str) -> Result<()> {
+        let mpi = self.mpi;
+        self.until(what, || mpi.test(&mut request))
+    }
+
+    fn until(&mut self, what: &str, mut is_over: impl FnMut() -> Result<bool>) -> Result<()> {
         let start = Instant::now();
         let mut tests = 0_u32;
         let mut noticed = None;
@@ -914,7 +908,7 @@ impl Wait<'_> {
         let patience = self.timeout.saturating_add(TURN * turn);
         let notice = NOTICE.min(self.timeout / 2);
         let notices = self.timeout < Duration::MAX && (self.rank == 0 || self.rank.is_power_of_two());
-        while !self.mpi.test(&mut request)? {
+        while !is_over()? {
             tests = tests.wrapping_add(1);
             if tests < EAGER_TESTS {
                 std::thread::yield_now();
