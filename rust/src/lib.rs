@@ -33,6 +33,7 @@ pub mod progress;
 #[cfg(feature = "python")]
 mod python;
 pub mod report;
+pub mod state;
 pub mod store;
 pub mod tree;
 pub mod trust;

@@ -4,8 +4,9 @@
 //! of `FileFinder.find_spec`, `PathFinder._get_spec` and `SourceFileLoader.get_code`. Whatever asks for more, a zip
 //! file, bytecode to be compiled or checked by hash, a folder that cannot be read, is left to `importlib` itself.
 
+use crate::state::State;
 use crate::{code, progress};
-use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, open, stat};
+use rustix::fs::{Dir, FileType, Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use std::collections::HashMap;
@@ -135,8 +136,8 @@ impl Listing {
         Ok(match self.names.get(name) {
             None => false,
             Some(FileType::Symlink | FileType::Unknown) => {
-                let status = within_reach(stat(joined(folder, name)))?;
-                status.is_some_and(|status| FileType::from_raw_mode(status.st_mode) == wanted)
+                let state = within_reach(State::of(&joined(folder, name)))?;
+                state.is_some_and(|state| state.file_type == wanted)
             }
             Some(&kind) => kind == wanted,
         })
@@ -330,7 +331,7 @@ impl Searcher {
 
     /// The valid bytecode of a source file: `SourceLoader.get_code` by modification time.
     fn read(&self, origin: &OsStr, folder: &OsStr, stem: &OsStr, all_code: &Mutex<Vec<u8>>) -> Reached<Option<Source>> {
-        let Some(status) = within_reach(stat(Path::new(origin)))? else {
+        let Some(state) = within_reach(State::of(Path::new(origin)))? else {
             return Ok(None);
         };
         let mut bytecode = match &self.rules.pycache_prefix {
@@ -355,8 +356,8 @@ impl Searcher {
         let expected = [
             &self.rules.magic[..],
             &[0; 4],
-            &status.st_mtime.to_le_bytes()[..4],
-            &status.st_size.to_le_bytes()[..4],
+            &state.modified_s().to_le_bytes()[..4],
+            &state.size_bytes.to_le_bytes()[..4],
         ]
         .concat();
         if header != expected {
@@ -372,8 +373,8 @@ impl Searcher {
         all_code.extend_from_slice(&compressed);
         Ok(Some(Source {
             code: at..all_code.len(),
-            modified_ns: nanoseconds(&status),
-            size_bytes: status.st_size,
+            modified_ns: state.modified_ns,
+            size_bytes: state.size_bytes.cast_signed(),
         }))
     }
 }
@@ -395,9 +396,8 @@ fn read_file(path: &Path, first: &mut [u8; READ_BYTES], rest: &mut Vec<u8>) -> s
 /// (Time of modification in ns, size in bytes) of files and folders.
 pub fn states(paths: &[OsString]) -> Vec<Option<(i64, i64)>> {
     in_parallel(paths, threads_for(paths.len()), |path| {
-        stat(Path::new(path))
-            .ok()
-            .map(|status| (nanoseconds(&status), status.st_size))
+        let state = State::of(Path::new(path)).ok()?;
+        Some((state.modified_ns, state.size_bytes.cast_signed()))
     })
 }
 
@@ -424,7 +424,7 @@ fn try_list(path: &OsStr) -> rustix::io::Result<Folder> {
         Err(Errno::NOENT) => return Ok(Folder::Absent),
         folder => folder?,
     };
-    let status = fstat(&folder)?;
+    let state = State::of_open(&folder)?;
     let mut names = HashMap::new();
     for entry in Dir::new(folder)? {
         let entry = entry?;
@@ -435,7 +435,7 @@ fn try_list(path: &OsStr) -> rustix::io::Result<Folder> {
     }
     Ok(Folder::Listed(Listing {
         names,
-        modified_ns: nanoseconds(&status),
+        modified_ns: state.modified_ns,
     }))
 }
 
@@ -444,11 +444,6 @@ fn joined(folder: &OsStr, name: &OsStr) -> PathBuf {
     path.push("/");
     path.push(name);
     PathBuf::from(path)
-}
-
-#[allow(clippy::useless_conversion, reason = "the types differ between machines")]
-fn nanoseconds(status: &rustix::fs::Stat) -> i64 {
-    i64::from(status.st_mtime) * 1_000_000_000 + i64::try_from(status.st_mtime_nsec).unwrap_or(0)
 }
 
 /// What `work` makes of each item, in their order. The threads have ended when this returns: a program that forks
@@ -503,7 +498,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let source = folder.path().join("module.py");
             fs::write(&source, "text").unwrap();
-            let modified = u32::try_from(stat(&source).unwrap().st_mtime).unwrap();
+            let modified = u32::try_from(State::of(Path::new(&source)).unwrap().modified_s()).unwrap();
             let header = [*b"\x01\x02\r\n", [0; 4], modified.to_le_bytes(), 4_u32.to_le_bytes()].concat();
             let mut bytes = [header.as_slice(), &rest].concat();
             for (place, value) in damages {

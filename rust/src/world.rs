@@ -11,6 +11,7 @@ use crate::mpi::{Comm, Mpi, Request};
 use crate::profile::{self, Profile, Questions};
 use crate::progress;
 use crate::report;
+use crate::state::State;
 use crate::store::{Incoming, Store};
 use crate::tree::{self, Tree};
 use once_cell::sync::OnceCell;
@@ -771,7 +772,7 @@ impl Source {
     fn files(paths: &[PathBuf]) -> Vec<Self> {
         let opened = modules::in_parallel(paths, modules::threads_for(paths.len()), |path| {
             let file = File::open(path).ok()?;
-            let size_bytes = file.metadata().ok()?.len();
+            let size_bytes = State::of_open(&file).ok()?.size_bytes;
             // Advice that is not taken does no harm.
             let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::WillNeed);
             Some((file, size_bytes))
@@ -830,7 +831,7 @@ impl Reader<'_> {
     /// Whether all was read, and the file is what it was before.
     fn was_whole(self) -> bool {
         let file = self.source.file.as_ref();
-        let size = || file.and_then(|file| file.metadata().ok()).map(|status| status.len());
+        let size = || Some(State::of_open(file?).ok()?.size_bytes);
         self.whole
             && match self.source.checksum {
                 Some(checksum) => self.hasher.finalize() == checksum,
