@@ -11,7 +11,7 @@ use crate::profile::{self, Profile};
 use crate::progress;
 use crate::trust::{self, Refusal};
 use crate::world::{self, World};
-use crate::{closure, code, elf, libmpi, report, store};
+use crate::{closure, code, elf, libmpi, report, state, store};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -239,9 +239,7 @@ fn store_link(py: Python<'_>, originals: Vec<PathBuf>) -> PyResult<()> {
 /// The types of the filesystems that files are on, as `statfs` has them; None where that cannot be said.
 #[pyfunction]
 fn filesystem_types(py: Python<'_>, paths: Vec<PathBuf>) -> Vec<Option<u64>> {
-    let kind =
-        |path: &PathBuf| Some(u64::from_ne_bytes(rustix::fs::statfs(path).ok()?.f_type.to_ne_bytes()) & 0xffff_ffff);
-    py.detach(|| modules::in_parallel(&paths, modules::threads_for(paths.len()), kind))
+    py.detach(|| state::filesystem_types(&paths))
 }
 
 /// Wait until `key` is answered, or ours to answer: the answer, True for ours, None after `timeout_s` or without store.
