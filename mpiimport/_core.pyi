@@ -75,10 +75,13 @@ def store_problem(folder: str) -> str | None:
 def store_put(key: str, answer: bytes | None) -> None:
     """Put the answer that was claimed, or give up the claim with None."""
 
-def closures(files: list[str], library_path: list[str], system: list[str]) -> list[list[tuple[str, str | None]]]:
+def closures(
+    files: list[str], library_path: list[str], system: list[str], known: Modules | None = None
+) -> list[list[tuple[str, str | None]]]:
     """Return the libraries that each of these files needs, as (path, soname or None), each after its own needs.
 
-    `library_path` is LD_LIBRARY_PATH; libraries below the folders in `system` are left out.
+    `library_path` is LD_LIBRARY_PATH; libraries below the folders in `system` are left out. What `known` has looked
+    into is not read again.
     """
 
 def compress(code: bytes) -> bytes:
@@ -189,14 +192,17 @@ class Modules:
     ) -> Modules:
         """Say how this Python names and marks files; `bytecode_suffix` follows a module's name: `.cpython-311.pyc`."""
 
-    def find(self, questions: list[tuple[list[str], list[str]]], *, beside: bool = False) -> Finding:
-        """Begin to answer questions, each some folders and some last parts of names.
+    def find(self, questions: list[tuple[list[str], list[str], bool]], *, beside: bool = False) -> Finding:
+        """Begin to answer questions, each some folders, some last parts of names, whether to look into native code.
 
         Unless it is to be done `beside` what the caller does, they are answered when this returns.
         """
 
     def folders(self) -> dict[str, tuple[int | None, frozenset[str]]]:
         """Return each folder that was looked at: (time of modification in ns or None, its names up to a dot)."""
+
+    def names_in(self, origin: str) -> list[str]:
+        """Return dotted names among the constants of an extension module that was looked into."""
 
     def list(self, folders: list[str]) -> None:
         """List folders that no question has led to."""

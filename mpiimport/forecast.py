@@ -41,6 +41,8 @@ class Forecast:
     many and mostly not called, these count:
 
     - What is imported with a module that is likely to be imported, or by its `__getattr__`: it is likely too.
+    - What such a module names in native code, as Cython does with what is imported for C, if it is of the same package
+      or of one that is likely anyway: it is likely too.
     - What is imported inside functions of such a module: it is possible. But another package than the module's own,
       which it can do without, only if that is likely anyway.
     - What is imported with a module that is possible, of its own package and the standard library: it is possible too.
@@ -95,6 +97,13 @@ class Forecast:
             if base:
                 parts = [base + "." + attribute for attribute in fromlist or () if attribute != "*"]
                 statements.append((when, [base, *parts]))
+        self.follow_statements(fullname)
+
+    def follow_names(self, names: "list[str]", fullname: str) -> None:
+        """Foresee what extension module `fullname` imports, which has these names."""
+        self.installed.add(fullname)
+        own = fullname + "."
+        self.statements[fullname] = [(scan.NAMED, [name]) for name in names if not name.startswith(own)]
         self.follow_statements(fullname)
 
     def follow_statements(self, fullname: str) -> None:
@@ -233,6 +242,8 @@ class Forecast:
         if answer is None:
             return
         self.add(fullname, answer)
+        if answer.kind == answers.EXTENSION and answer.origin is not None:
+            self.follow_names(self.modules.names_in(answer.origin), fullname)
         if code is None and answer.code is not None:
             try:
                 code = marshal.loads(_core.decompress(bytes(answer.code)))
@@ -256,16 +267,16 @@ class Forecast:
         """Find what questions ask for, if there are any, or begin to: `beside` what this thread does."""
         if not questions:
             return None
-        grouped: dict[tuple[str, ...], list[str]] = {}
+        grouped: dict[tuple[tuple[str, ...], bool], list[str]] = {}
         for folders, fullname in questions:
             if self.is_ordinary(folders):
-                grouped.setdefault(folders, []).append(fullname)
-        ordinary = [(folders, fullname) for folders, names in grouped.items() for fullname in names]
+                grouped.setdefault((folders, fullname in self.likely), []).append(fullname)
+        ordinary = [(folders, fullname) for (folders, _), names in grouped.items() for fullname in names]
         without_finder = [entry for entry, finder in sys.path_importer_cache.items() if finder is None]
         self.modules.list(without_finder)
         groups = [
-            ([folder for folder in folders if folder not in without_finder], [last_part(name) for name in names])
-            for folders, names in grouped.items()
+            ([one for one in folders if one not in without_finder], [last_part(name) for name in names], is_likely)
+            for (folders, is_likely), names in grouped.items()
         ]
         self.note_out_of_reach(without_finder)
         return questions, ordinary, self.modules.find(groups, beside=beside)
@@ -351,7 +362,11 @@ class Forecast:
             if answer is not None:
                 found.append(answer)
             parent = fullname.rpartition(".")[0]
-            executed = [names for when, names in self.statements.get(fullname, ()) if when != scan.IN_FUNCTION]
+            executed = [
+                names
+                for when, names in self.statements.get(fullname, ())
+                if when != scan.IN_FUNCTION and (when != scan.NAMED or names[0] in self.likely)
+            ]
             for name in (parent, *itertools.chain.from_iterable(executed)):
                 if name not in seen:
                     seen.add(name)

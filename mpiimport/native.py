@@ -93,15 +93,15 @@ class Native:
             unknown = list(set(folders) - self.folders.keys())
             self.folders.update(zip(unknown, are_on_shared_filesystems(unknown)))
 
-    def plan(self, certain: "Iterable[str]", possible: "Iterable[str]") -> "Plan":
+    def plan(self, certain: "Iterable[str]", possible: "Iterable[str]", known: "_core.Modules") -> "Plan":
         """Choose, on the root, what travels, of extension modules that will be imported and that may be.
 
-        Beyond the size limit, the largest files stay where they lie.
+        Beyond the size limit, the largest files stay where they lie. What `known` has looked into is not read again.
         """
         certain = list(certain)
         self.look(path.rpartition("/")[0] for path in [*possible, *certain])
         origins = [origin for origin in certain if self.travels(origin)]
-        found = _core.closures(origins, self.library_path, SYSTEM)
+        found = _core.closures(origins, self.library_path, SYSTEM, known)
         libraries = dict(zip(origins, found))
         files = dict.fromkeys([path for needed in found for path, _ in needed if self.travels(path)] + origins)
         # What is gone since it was found is not there: who imports it will say so.

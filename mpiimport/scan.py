@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 #: When an import statement is executed: with its module (in a class body too), when the module is asked for an
-#: attribute that it does not have (in its `__getattr__`), when some other function is called.
-WITH_MODULE, FOR_ATTRIBUTE, IN_FUNCTION = range(3)
+#: attribute that it does not have (in its `__getattr__`), when some other function is called. Or, in native code: there
+#: is the name of a module, and no telling what for.
+WITH_MODULE, FOR_ATTRIBUTE, IN_FUNCTION, NAMED = range(4)
 
 _IMPORT_NAME = opcode.opmap["IMPORT_NAME"]
 _LOAD_CONST = opcode.opmap["LOAD_CONST"]

@@ -138,7 +138,7 @@ class Session:
         certain = forecast.certain()
         if self.place is not None:
             certain += handoff.variants(forecast.missing, self.place)
-        made.native = self.native.plan(certain, made.extensions())
+        made.native = self.native.plan(certain, made.extensions(), forecast.modules)
         seconds = perf_counter() - forecast.began
         self.seconds["forecast"] = self.seconds.get("forecast", 0.0) + seconds
         if forecast.stopped:

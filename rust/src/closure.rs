@@ -59,11 +59,11 @@ struct Chain<'a> {
 }
 
 impl Closures {
-    /// Prepares to search.
-    pub fn new(search: Search) -> Self {
+    /// Prepares to search; `read` is what was read of files already.
+    pub fn new(search: Search, read: HashMap<PathBuf, Option<Dynamic>>) -> Self {
         Self {
             search,
-            read: HashMap::new(),
+            read,
             candidates: HashMap::new(),
             folders: HashMap::new(),
         }
@@ -71,8 +71,11 @@ impl Closures {
 
     /// Reads files ahead, many at once.
     pub fn read_ahead(&mut self, files: &[PathBuf]) {
-        let found = modules::in_parallel(files, modules::threads_for(files.len()), |file| elf::dynamic(file).ok());
-        self.read.extend(files.iter().cloned().zip(found));
+        let unread: Vec<_> = files.iter().filter(|&file| !self.read.contains_key(file)).collect();
+        let found = modules::in_parallel(&unread, modules::threads_for(unread.len()), |file| {
+            elf::dynamic(file).ok()
+        });
+        self.read.extend(unread.into_iter().cloned().zip(found));
     }
 
     /// The libraries that the file needs, each after those that it needs itself. What cannot be read or found is left
@@ -346,7 +349,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let home = folder.path().canonicalize().unwrap();
             let (library_path, system, loaded) = (vec![home.clone()], Vec::new(), HashSet::new());
-            let mut closures = Closures::new(Search { library_path, system, loaded });
+            let mut closures = Closures::new(Search { library_path, system, loaded }, HashMap::new());
             for (name, needs) in NAMES.iter().zip(&needs) {
                 std::fs::write(home.join(name), "").unwrap();
                 let needed = needs.iter().map(|&at| NAMES[at].to_owned()).collect();

@@ -1,9 +1,11 @@
-//! What an ELF file asks of the dynamic loader: the libraries it needs and where it wants them searched.
+//! What an ELF file asks of the dynamic loader: the libraries it needs and where it wants them searched. And the names
+//! of modules among its constants.
 
 use crate::error::{Error, Result};
 use object::elf;
-use object::read::elf::{Dyn, FileHeader, ProgramHeader};
+use object::read::elf::{Dyn, FileHeader, ProgramHeader, SectionHeader};
 use object::{NativeEndian, ReadCache, ReadRef, pod};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 
@@ -13,6 +15,10 @@ type Entry = elf::Dyn64<NativeEndian>;
 
 /// No dynamic section is larger, and no string: what a damaged file claims must not cost memory.
 const LIMIT_BYTES: u64 = 64 << 10;
+
+/// Constants beyond this size are not looked through: they are data.
+const CONSTANTS_LIMIT_BYTES: u64 = 16 << 20;
+const NAME_LIMIT_BYTES: usize = 200;
 
 /// The entries of the dynamic section that concern other files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,6 +52,57 @@ pub fn dynamic(path: &Path) -> Result<Dynamic> {
     let fail = |cause: &dyn std::fmt::Display| Error::new(format!("cannot read `{}`: {cause}", path.display()));
     let file = File::open(path).map_err(|cause| fail(&cause))?;
     parse(&ReadCache::new(file)).map_err(|cause| fail(&cause))
+}
+
+/// What an extension module is about to need.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extension {
+    /// None if it cannot be read.
+    pub dynamic: Option<Dynamic>,
+    /// Dotted names among its constants: maybe of modules that it imports.
+    pub names: Vec<String>,
+}
+
+/// Reads what an extension module is about to need; only the parts that say it.
+pub fn extension(path: &Path) -> Extension {
+    let Ok(file) = File::open(path) else {
+        return Extension::default();
+    };
+    let data = ReadCache::new(file);
+    Extension {
+        dynamic: parse(&data).ok(),
+        names: constants(&data).map_or_else(Vec::new, dotted_names),
+    }
+}
+
+/// The section in which compilers put text. None in a file without, or a damaged one.
+fn constants<'data, R: ReadRef<'data>>(data: R) -> Option<&'data [u8]> {
+    let header = Header::parse(data).ok()?;
+    let endian = header.endian().ok()?;
+    let (_, section) = header
+        .sections(endian, data)
+        .ok()?
+        .section_by_name(endian, b".rodata")?;
+    (section.sh_size(endian) <= CONSTANTS_LIMIT_BYTES).then(|| section.data(endian, data).ok())?
+}
+
+/// The texts, each between zeros, that are dotted names of Python.
+fn dotted_names(constants: &[u8]) -> Vec<String> {
+    let is_name = |part: &[u8]| {
+        part.first().is_some_and(|first| !first.is_ascii_digit())
+            && part.iter().all(|&byte| byte == b'_' || byte.is_ascii_alphanumeric())
+    };
+    let is_dotted = |text: &[u8]| {
+        text.len() <= NAME_LIMIT_BYTES && text.contains(&b'.') && text.split(|&byte| byte == b'.').all(is_name)
+    };
+    let found: BTreeSet<&[u8]> = constants
+        .split(|&byte| byte == 0)
+        .filter(|text| is_dotted(text))
+        .collect();
+    found
+        .into_iter()
+        .map(|text| String::from_utf8_lossy(text).into_owned())
+        .collect()
 }
 
 /// Whether a file is an ELF file of another word size or for another machine: the loader's search passes it over.
@@ -180,6 +237,7 @@ mod tests {
     use std::ops::Range;
     use std::os::unix::fs::FileExt;
     use std::process::Command;
+    use std::sync::OnceLock;
 
     const E_SHOFF: Range<usize> = 40..48;
     const E_SHENTSIZE_TO_END: Range<usize> = 58..64;
@@ -231,6 +289,37 @@ mod tests {
         let found = dynamic(&std::env::current_exe().unwrap()).unwrap();
         assert!(found.needed.iter().any(|name| name.starts_with("libc.so")), "{found:?}");
         assert_eq!(found.soname, None);
+    }
+
+    /// Builds a library that has these texts.
+    fn library_with(folder: &Path, texts: &[&str]) -> std::path::PathBuf {
+        let (source, library) = (folder.join("texts.c"), folder.join("texts.so"));
+        let constants: Vec<String> = texts.iter().map(|text| format!("\"{text}\"")).collect();
+        fs::write(
+            &source,
+            format!("const char *texts[] = {{{}}};\n", constants.join(", ")),
+        )
+        .unwrap();
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-o"])
+            .args([&library, &source])
+            .status()
+            .unwrap();
+        assert!(built.success());
+        library
+    }
+
+    #[test]
+    fn names_of_modules_are_among_the_constants_of_an_extension_module() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = ["package.module", "package.sub._other9"];
+        let others = ["no dots", "word", "package..twice", "1.5", "see package.it"];
+        let path = library_with(folder.path(), &[&names[..], &others[..]].concat());
+        let found = extension(&path);
+        assert_eq!(found.names, names);
+        assert_eq!(found.dynamic, dynamic(&path).ok());
+        assert_eq!(extension(&folder.path().join("texts.c")), Extension::default());
+        assert_eq!(extension(&folder.path().join("absent.so")), Extension::default());
     }
 
     #[test]
@@ -381,6 +470,25 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn in_a_damaged_file_there_are_names_or_none(
+            damages in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            length: prop::sample::Index,
+        ) {
+            static WHOLE: OnceLock<Vec<u8>> = OnceLock::new();
+            let whole = WHOLE.get_or_init(|| {
+                fs::read(library_with(tempfile::tempdir().unwrap().path(), &["package.module"])).unwrap()
+            });
+            let sections = usize::try_from(u64::from_ne_bytes(whole[E_SHOFF].try_into().unwrap())).unwrap();
+            let mut bytes = whole.clone();
+            for (in_header, place, value) in damages {
+                let place = if in_header { place.index(64) } else { sections + place.index(whole.len() - sections) };
+                bytes[place] = value;
+                let _ = constants(bytes.as_slice()).map(dotted_names);
+            }
+            let _ = constants(&bytes[..length.index(bytes.len())]).map(dotted_names);
+        }
+
         #[test]
         fn whatever_a_dynamic_section_says_is_read_as_it_stands_or_refused(
             names in prop::collection::vec("[a-z$/:.]{0,20}", 1..6),

@@ -4,6 +4,7 @@
 //! of `FileFinder.find_spec`, `PathFinder._get_spec` and `SourceFileLoader.get_code`. Whatever asks for more, a zip
 //! file, bytecode to be compiled or checked by hash, a folder that cannot be read, is left to `importlib` itself.
 
+use crate::elf::{self, Extension};
 use crate::state::State;
 use crate::{code, progress};
 use rustix::fs::{Dir, FileType, Mode, OFlags, open};
@@ -16,7 +17,7 @@ use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 /// A thread that waits for a filesystem with 1 ms of latency needs company.
@@ -45,6 +46,8 @@ pub struct Question {
     pub name: OsString,
     /// The parent's `__path__`, or `sys.path`.
     pub folders: Arc<Vec<OsString>>,
+    /// Whether it is wanted what the module imports: an extension module is looked into.
+    pub scans: bool,
 }
 
 /// The answer to a question.
@@ -177,6 +180,7 @@ type Shared = Arc<OnceLock<Folder>>;
 pub struct Searcher {
     rules: Rules,
     folders: Mutex<HashMap<OsString, Shared>>,
+    extensions: Mutex<HashMap<PathBuf, Extension>>,
 }
 
 impl Searcher {
@@ -185,6 +189,7 @@ impl Searcher {
         Self {
             rules,
             folders: Mutex::new(HashMap::new()),
+            extensions: Mutex::new(HashMap::new()),
         }
     }
 
@@ -233,6 +238,11 @@ impl Searcher {
             .collect()
     }
 
+    /// What was read of extension modules.
+    pub fn extensions(&self) -> MutexGuard<'_, HashMap<PathBuf, Extension>> {
+        self.extensions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn folder(&self, path: &OsStr) -> Shared {
         let folder = {
             let mut folders = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
@@ -267,12 +277,19 @@ impl Searcher {
                     Some(Folder::OutOfReach) => return Err(OutOfReach),
                     _ => return Ok(Found::Unknown),
                 };
-                if let Some(found) = self.file(inner, package.as_os_str(), OsStr::new("__init__"), true, all_code)? {
+                if let Some(found) = self.file(
+                    inner,
+                    package.as_os_str(),
+                    OsStr::new("__init__"),
+                    true,
+                    question.scans,
+                    all_code,
+                )? {
                     return Ok(found);
                 }
                 is_portion = true;
             }
-            if let Some(found) = self.file(listing, folder, &question.name, false, all_code)? {
+            if let Some(found) = self.file(listing, folder, &question.name, false, question.scans, all_code)? {
                 return Ok(found);
             }
             if is_portion {
@@ -293,6 +310,7 @@ impl Searcher {
         folder: &OsStr,
         stem: &OsStr,
         is_package: bool,
+        scans: bool,
         all_code: &Mutex<Vec<u8>>,
     ) -> Reached<Option<Found>> {
         let with = |suffix: &str| {
@@ -304,8 +322,12 @@ impl Searcher {
         for suffix in &self.rules.extension_suffixes {
             let name = with(suffix);
             if listing.is(FileType::RegularFile, folder, &name)? {
-                let origin = joined(folder, &name).into_os_string();
-                let source = None;
+                let path = joined(folder, &name);
+                if scans {
+                    let extension = elf::extension(&path);
+                    self.extensions().insert(path.clone(), extension);
+                }
+                let (origin, source) = (path.into_os_string(), None);
                 return Ok(Some(Found::Module(Module {
                     origin,
                     location,
@@ -484,7 +506,8 @@ mod tests {
 
     fn find(name: &OsStr, folder: &Path) -> (Found, Vec<u8>) {
         let (name, folders) = (name.to_owned(), Arc::new(vec![folder.as_os_str().to_owned()]));
-        let (mut found, code) = searcher().find_all(&[Question { name, folders }]);
+        let scans = false;
+        let (mut found, code) = searcher().find_all(&[Question { name, folders, scans }]);
         (found.remove(0), code)
     }
 

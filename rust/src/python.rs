@@ -17,6 +17,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyFrozenSet, PyTuple};
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString, c_int};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -443,15 +444,16 @@ impl Modules {
         })))
     }
 
-    /// Begins to answer questions: for each (folders, names), for each of the names. Unless it is to be done `beside` what
-    /// the caller does, they are answered when this returns.
+    /// Begins to answer questions: for each (folders, names, scans), for each of the names. If it scans, it looks into
+    /// extension modules. Unless it is to be done `beside` what the caller does, they are answered when this returns.
     #[pyo3(signature = (questions, *, beside = false))]
-    fn find(&self, py: Python<'_>, questions: Vec<(Vec<OsString>, Vec<OsString>)>, beside: bool) -> Finding {
-        let each = questions.into_iter().flat_map(|(folders, names)| {
+    fn find(&self, py: Python<'_>, questions: Vec<(Vec<OsString>, Vec<OsString>, bool)>, beside: bool) -> Finding {
+        let each = questions.into_iter().flat_map(|(folders, names, scans)| {
             let folders = Arc::new(folders);
             names.into_iter().map(move |name| Question {
                 name,
                 folders: folders.clone(),
+                scans,
             })
         });
         let answers = py.detach(|| self.0.begin(each.collect(), beside));
@@ -474,6 +476,14 @@ impl Modules {
             }
         }
         Ok(known)
+    }
+
+    /// Dotted names among the constants of an extension module that was looked into: maybe of what it imports.
+    fn names_in(&self, origin: PathBuf) -> Vec<String> {
+        self.0
+            .extensions()
+            .get(&origin)
+            .map_or_else(Vec::new, |found| found.names.clone())
     }
 
     /// Lists folders that no question has led to.
@@ -598,19 +608,28 @@ fn report_record(row: &[u8], sums: Vec<f64>) {
 
 /// The libraries that each of these files needs, as (path, soname or None), each after those that it needs itself.
 #[pyfunction]
+#[pyo3(signature = (files, library_path, system, known = None))]
 fn closures(
     py: Python<'_>,
     files: Vec<PathBuf>,
     library_path: Vec<PathBuf>,
     system: Vec<PathBuf>,
+    known: Option<&Modules>,
 ) -> Vec<Vec<(OsString, Option<String>)>> {
     py.detach(|| {
-        let loaded = closure::loaded_names();
-        let mut closures = closure::Closures::new(closure::Search {
+        let search = closure::Search {
             library_path,
             system,
-            loaded,
+            loaded: closure::loaded_names(),
+        };
+        let read = known.map_or_else(HashMap::new, |modules| {
+            let extensions = modules.0.extensions();
+            extensions
+                .iter()
+                .map(|(path, found)| (path.clone(), found.dynamic.clone()))
+                .collect()
         });
+        let mut closures = closure::Closures::new(search, read);
         closures.read_ahead(&files);
         let as_tuple = |library: closure::Library| (library.path.into_os_string(), library.soname);
         files

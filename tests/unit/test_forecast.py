@@ -1,7 +1,9 @@
 """The forecast foresees what code may import, without executing it."""
 
 import random
+import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 
 import pytest
 
@@ -98,6 +100,48 @@ def test_what_an_installed_package_imports_is_left_out_where_it_is_not_likely(fo
         "package.lazy",
         "likely",
         "package.possible_too",
+    }
+
+
+@pytest.mark.parametrize("program", ["import known, package._native", "import package._native, known"])
+def test_what_native_code_names_is_foreseen_if_its_package_is_likely(foresee, tmp_path, program):
+    (tmp_path / "package").mkdir()
+    names = (
+        "package._named",
+        "package.absent",
+        "package._native.member",
+        "known.named",
+        "other.named",
+        "see package._it",
+    )
+    code = "const char *names[] = {%s};" % ", ".join('"%s"' % name for name in names)
+    native = tmp_path / "package" / ("_native" + EXTENSION_SUFFIXES[0])
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", native], input=code, text=True, check=True, timeout=60
+    )
+    found = foresee(
+        program,
+        installed=True,
+        wave_too="",
+        **{
+            "package/__init__": "def f():\n    import package._rarely\n",
+            "package/_named": "import wave_too",
+            "package/_it": "",
+            "package/_rarely": "",
+            "known/__init__": "",
+            "known/named": "",
+            "other/__init__": "",
+            "other/named": "",
+        },
+    )
+    assert not_standard(found) == {
+        "package",
+        "package._native",
+        "package._named",
+        "package._rarely",
+        "wave_too",
+        "known",
+        "known.named",
     }
 
 

@@ -24,7 +24,7 @@ TAG = importlib.util.cache_from_source("/m.py").rpartition("/m")[2]
 def found(names, folders, pycache_prefix=None):
     """What the core says to each name, with the code itself."""
     modules = _core.Modules(_imp.extension_suffixes(), MAGIC, TAG, pycache_prefix)
-    said, code = modules.find([(folders, names)]).wait()
+    said, code = modules.find([(folders, names, False)]).wait()
     return [one and (*one[:3], one[3] and _core.decompress(code[slice(*one[3])]), one[4]) for one in said]
 
 
@@ -235,7 +235,7 @@ def test_bytecode_is_read_below_the_prefix_for_it(odd, tmp_path, monkeypatch):
 
 def test_folders_are_listed_once_and_told_of(odd):
     modules = _core.Modules(_imp.extension_suffixes(), MAGIC, TAG, None)
-    modules.find([([str(odd), str(odd / "absent")], ["plain", "package", "nothing"])]).wait()
+    modules.find([([str(odd), str(odd / "absent")], ["plain", "package", "nothing"], False)]).wait()
     modules.list([str(odd / "namespace"), str(odd / "plain.py")])
     known = modules.folders()
     assert known[str(odd / "absent")] == (None, frozenset())
@@ -243,12 +243,12 @@ def test_folders_are_listed_once_and_told_of(odd):
     assert set(known) == {str(odd), *(str(odd / name) for name in ("absent", "package", "namespace"))}
     assert known[str(odd)][1] == {name.partition(".")[0] for name in os.listdir(odd)}
     compiled(odd / "new.py")
-    assert modules.find([([str(odd)], ["new"])]).wait()[0] == [("missing", None, None, None, None)]
+    assert modules.find([([str(odd)], ["new"], False)]).wait()[0] == [("missing", None, None, None, None)]
 
 
 def test_answers_come_beside_what_the_caller_does(tmp_path):
     modules = _core.Modules(_imp.extension_suffixes(), MAGIC, TAG, None)
-    finding = modules.find([([str(tmp_path)], ["absent%d" % n for n in range(100)])], beside=True)
+    finding = modules.find([([str(tmp_path)], ["absent%d" % n for n in range(100)], False)], beside=True)
     deadline = time.monotonic() + 60
     while not finding.is_done():
         assert time.monotonic() < deadline, "nobody waits for it, and it does not come"
