@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     """A question, its answer, and the code object if there is one already. No answer: the time was over."""
 
 
+#: What `sysconfig` imports when it is first asked, by a name that it computes: `sysconfig._get_sysconfigdata_name`.
+BUILD_DATA = "_sysconfigdata_%s_%s_%s" % (sys.abiflags, sys.platform, getattr(sys.implementation, "_multiarch", ""))
+
+
 class Forecast:
     """Adds to an opening what a program may ask.
 
@@ -253,6 +257,8 @@ class Forecast:
             package = fullname if answer.locations is not None else fullname.rpartition(".")[0]
             installed = bool(answer.origin and answer.origin.startswith(self.opening.stable))
             self.follow_code(code, package, fullname, installed=installed)
+        if fullname == "sysconfig":
+            self.follow_name(BUILD_DATA, likely=False)
 
     def path_of(self, parent: str) -> "list[str] | None":
         """Return the path on which the modules of a package are searched, `sys.path` for "", None if it is none."""

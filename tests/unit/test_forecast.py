@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import sysconfig
 from importlib.machinery import EXTENSION_SUFFIXES
 
 import pytest
@@ -101,6 +102,10 @@ def test_what_an_installed_package_imports_is_left_out_where_it_is_not_likely(fo
         "likely",
         "package.possible_too",
     }
+
+
+def test_what_sysconfig_imports_by_a_computed_name_is_foreseen(foresee):
+    assert sysconfig._get_sysconfigdata_name() in foresee("import sysconfig")
 
 
 @pytest.mark.parametrize("program", ["import known, package._native", "import package._native, known"])
