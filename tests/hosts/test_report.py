@@ -40,7 +40,7 @@ def test_four_hosts_are_reported_on_one_page(cluster, script, tmp_path):
     if CHROMIUM is None:
         pytest.skip("needs Chromium to look at the page, which is right otherwise")
     with Browser(tmp_path / "browser", height=1000) as browser:
-        assert min(browser.open(page) for _ in range(3)) < 2  # the machine may be busy with something else
+        assert browser.open(page) < 2
         assert browser.console == []
         text = browser.value("document.body.innerText")
         assert "8 on 4 hosts" in text
