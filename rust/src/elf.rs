@@ -242,24 +242,32 @@ mod tests {
     const E_SHOFF: Range<usize> = 40..48;
     const E_SHENTSIZE_TO_END: Range<usize> = 58..64;
 
-    /// Builds a small library that needs libm.
-    fn library(folder: &Path, options: &[&str]) -> std::path::PathBuf {
-        let (source, library) = (folder.join("library.c"), folder.join("library.so"));
-        fs::write(
-            &source,
-            "double sqrt(double);\ndouble root(double x) { return sqrt(x); }\n",
-        )
-        .unwrap();
+    /// Builds a library of this source.
+    fn built(folder: &Path, source: &str, options: &[&str]) -> std::path::PathBuf {
+        let (file, library) = (folder.join("library.c"), folder.join("library.so"));
+        fs::write(&file, source).unwrap();
         let built = Command::new("cc")
-            .args(["-shared", "-fPIC", "-Wl,--no-as-needed", "-Wl,-soname,libroot.so.1"])
+            .args(["-shared", "-fPIC", "-o"])
+            .args([&library, &file])
             .args(options)
-            .arg("-o")
-            .args([&library, &source])
-            .arg("-lm")
             .status()
             .unwrap();
         assert!(built.success());
         library
+    }
+
+    /// Builds a small library that needs libm.
+    fn library(folder: &Path, options: &[&str]) -> std::path::PathBuf {
+        let always = ["-Wl,--no-as-needed", "-Wl,-soname,libroot.so.1", "-lm"];
+        let source = "double sqrt(double);\ndouble root(double x) { return sqrt(x); }\n";
+        built(folder, source, &[&always, options].concat())
+    }
+
+    /// Builds a library that has these texts.
+    fn library_with(folder: &Path, texts: &[&str]) -> std::path::PathBuf {
+        let constants: Vec<String> = texts.iter().map(|text| format!("\"{text}\"")).collect();
+        let source = format!("const char *texts[] = {{{}}};\n", constants.join(", "));
+        built(folder, &source, &[])
     }
 
     #[test]
@@ -291,24 +299,6 @@ mod tests {
         assert_eq!(found.soname, None);
     }
 
-    /// Builds a library that has these texts.
-    fn library_with(folder: &Path, texts: &[&str]) -> std::path::PathBuf {
-        let (source, library) = (folder.join("texts.c"), folder.join("texts.so"));
-        let constants: Vec<String> = texts.iter().map(|text| format!("\"{text}\"")).collect();
-        fs::write(
-            &source,
-            format!("const char *texts[] = {{{}}};\n", constants.join(", ")),
-        )
-        .unwrap();
-        let built = Command::new("cc")
-            .args(["-shared", "-fPIC", "-o"])
-            .args([&library, &source])
-            .status()
-            .unwrap();
-        assert!(built.success());
-        library
-    }
-
     #[test]
     fn names_of_modules_are_among_the_constants_of_an_extension_module() {
         let folder = tempfile::tempdir().unwrap();
@@ -318,7 +308,7 @@ mod tests {
         let found = extension(&path);
         assert_eq!(found.names, names);
         assert_eq!(found.dynamic, dynamic(&path).ok());
-        assert_eq!(extension(&folder.path().join("texts.c")), Extension::default());
+        assert_eq!(extension(&folder.path().join("library.c")), Extension::default());
         assert_eq!(extension(&folder.path().join("absent.so")), Extension::default());
     }
 

@@ -13,6 +13,7 @@
 //! removed between being made and being locked is noticed by its maker, who makes another.
 
 use crate::error::{Error, Result};
+use crate::state::State;
 use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, flock, fstat, open, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
@@ -363,7 +364,7 @@ impl Store {
     pub fn copy(&self, original: &Path) -> Result<()> {
         let fail = |cause: &io::Error| self.error("copy", &original.display().to_string(), cause);
         let mut source = File::open(original).map_err(|cause| fail(&cause))?;
-        let size_bytes = source.metadata().map_err(|cause| fail(&cause))?.len();
+        let size_bytes = State::of_open(&source).map_err(|cause| fail(&cause.into()))?.size_bytes;
         let mut incoming = self.receive(original, size_bytes)?;
         let copied = io::copy(&mut source, incoming.file.as_file_mut()).map_err(|cause| fail(&cause))?;
         if copied != size_bytes {

@@ -109,10 +109,9 @@ impl<'a, K> Tree<'a, K> {
             if !first.is_over(self.mpi)? {
                 break;
             }
-            self.under_way
-                .pop_front()
-                .into_iter()
-                .for_each(|over| take(over.keeper));
+            if let Some(over) = self.under_way.pop_front() {
+                take(over.keeper);
+            }
         }
         Ok(())
     }
