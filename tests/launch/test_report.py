@@ -241,7 +241,7 @@ def test_a_job_that_ends_well_makes_a_report(two_mpis, launcher, text, is_made, 
         assert report["size"] == 2
         assert sum(one["is_import"] for one in records(report, 1)) > 0
     else:
-        assert with_report.returncode == two_mpis.run(2, *launcher, path).returncode != 0
+        assert with_report.returncode != 0  # MPICH gives 9 instead of 3 where rank 0 ends at the same moment
     assert [one.name for one in tmp_path.iterdir() if "report" in one.name] == ["report.json"] * is_made
 
 
