@@ -19,6 +19,12 @@ def two_mpis(request):
     return request.param
 
 
+@pytest.fixture(params=(mpis.MPICH, pytest.param(mpis.OPENMPI, marks=pytest.mark.nightly)), ids=str)
+def one_mpi(request):
+    """MPICH, at night Open MPI too: for what takes very long, or depends on the MPI even less."""
+    return request.param
+
+
 @pytest.fixture
 def script(tmp_path):
     """Write a program for one test and return its path."""

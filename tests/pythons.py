@@ -16,6 +16,8 @@ BASE = Path(sys.base_exec_prefix) / "bin" / ("python%d.%d" % sys.version_info[:2
 """The interpreter that the environment of these tests was made with."""
 
 MAKES_ENVIRONMENTS = "import ensurepip, venv"
+VERSIONS = ("3.9", *(pytest.param("3.%d" % minor, marks=pytest.mark.nightly) for minor in (10, 12, 13, 14)), "3.15")
+"""All but the one that the other tests are run with; the oldest and the newest with every change."""
 IN_DEBIAN = ("3.14", "3.15")
 BELOW = ROOT / ".pythons"
 INSTALL_LIMIT_S = 300

@@ -33,8 +33,10 @@ EACH_LEAF = ("/site_mpi/", "/mpiimport/_core")
 
 @pytest.mark.parametrize(
     ("mpi", "cache"),
-    [(mpis.MPICH, NO_CACHE), (mpis.OPENMPI, CLIENT_CACHE)],
-    ids=["mpich-no cache", "openmpi-client cache"],
+    [
+        pytest.param(mpis.MPICH, NO_CACHE, marks=pytest.mark.nightly, id="mpich-no cache"),
+        pytest.param(mpis.OPENMPI, CLIENT_CACHE, id="openmpi-client cache"),
+    ],
 )
 def test_leaves_open_only_what_was_not_foreseen_and_one_leaf_of_a_host(new_cluster, script, mpi, cache):
     program = script(PROGRAM)

@@ -170,18 +170,18 @@ def packages(chains):
     return program, env, result.stdout, modules
 
 
-def test_packages_are_and_compute_what_they_do_under_plain_python(cluster, tmp_path, packages, two_mpis):
+def test_packages_are_and_compute_what_they_do_under_plain_python(cluster, tmp_path, packages, one_mpi):
     program, env, stdout, plain = packages
-    env = {**env, "LD_LIBRARY_PATH": "%s:%s" % (two_mpis.prefix / "lib", env["LD_LIBRARY_PATH"])}
+    env = {**env, "LD_LIBRARY_PATH": "%s:%s" % (one_mpi.prefix / "lib", env["LD_LIBRARY_PATH"])}
     with cluster.filesystem.trace() as operations:
-        launch = cluster.mpi(two_mpis, RANKS_PER_HOST, env=env)
+        launch = cluster.mpi(one_mpi, RANKS_PER_HOST, env=env)
         result = cluster.run([*launch, "python-mpi", program, tmp_path], timeout_s=300)
     assert result.returncode == 0, result
     assert result.stdout.splitlines() == stdout.splitlines() * RANKS
 
     opened = collections.defaultdict(set)
     for one in operations:
-        if one.operation == "open" and ".so" in one.path and not one.path.startswith(str(two_mpis.prefix)):
+        if one.operation == "open" and ".so" in one.path and not one.path.startswith(str(one_mpi.prefix)):
             opened[one.rank].add(one.path)
     leaves_of_host = collections.Counter()
     for rank in range(RANKS):

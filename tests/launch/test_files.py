@@ -6,13 +6,12 @@ import sys
 
 import mpi as mpis
 import pytest
-from pythons import Environment, environment_of
+from pythons import VERSIONS, Environment, environment_of
 
 sys.path.append(str(mpis.ROOT / "benchmarks"))
 
 import count
 
-VERSIONS = ("3.9", "3.10", "3.12", "3.13", "3.14", "3.15")
 RANKS = 2
 HERE = Environment(mpis.BIN)
 

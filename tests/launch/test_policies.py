@@ -80,7 +80,7 @@ HAS_IT = "sys.mpiimport.stop(); import wave; sys.mpiimport.resume(); import wave
 
 @pytest.mark.parametrize("others", [HAS_IT, "sys.exit()", "import time; time.sleep(60)"])
 @pytest.mark.parametrize("importer", [0, 1])
-def test_lockstep_watchdog_names_who_waits_for_what_and_ends_the_job(two_mpis, script, importer, others):
+def test_lockstep_watchdog_names_who_waits_for_what_and_ends_the_job(one_mpi, script, importer, others):
     program = script(
         """
         import sys
@@ -99,7 +99,7 @@ def test_lockstep_watchdog_names_who_waits_for_what_and_ends_the_job(two_mpis, s
         % (importer, others)
     )
     options = ("--policy", "lockstep", "--timeout", "2")
-    result = two_mpis.run(2, "python-mpi", *options, program, env=FIXED_SEED, timeout_s=30)
+    result = one_mpi.run(2, "python-mpi", *options, program, env=FIXED_SEED, timeout_s=30)
     assert not result.timed_out, result
     assert result.returncode != 0, result
     assert "went on" not in result.stdout
@@ -675,9 +675,9 @@ def test_exit_of_one_rank_ends_the_job_where_asked_for(two_mpis, script, form):
         ("LIBMPI=/nowhere/libmpi.so", "/nowhere/libmpi.so"),
     ],
 )
-def test_setting_that_makes_no_sense_is_refused_in_one_line(two_mpis, script, variable, mentioned):
+def test_setting_that_makes_no_sense_is_refused_in_one_line(script, variable, mentioned):
     name, _, value = variable.partition("=")
-    result = two_mpis.run(2, "python-mpi", script("print('ran')"), env={"MPIIMPORT_" + name: value}, timeout_s=20)
+    result = mpis.OPENMPI.run(2, "python-mpi", script("print('ran')"), env={"MPIIMPORT_" + name: value}, timeout_s=20)
     assert result.returncode != 0, result
     assert result.stdout == "", result
     ours = [line for line in result.stderr.splitlines() if line.startswith("mpiimport:")]

@@ -5,11 +5,10 @@ import re
 from collections import Counter
 
 import pytest
-from pythons import environment_of
+from pythons import VERSIONS, environment_of
 from reports import check_agreement, records
 from snapshots import assert_same_start
 
-VERSIONS = ("3.9", "3.10", "3.12", "3.13", "3.14", "3.15")
 RANKS = 2
 
 STANDARD = """
