@@ -6,6 +6,7 @@
 use crate::abi::{self, Family};
 use crate::bundle;
 use crate::error::{self, Error};
+use crate::host;
 use crate::modules::{self, Answers, Folder, Found, Question, Searcher};
 use crate::profile::{self, Profile};
 use crate::progress;
@@ -97,7 +98,7 @@ fn connect<'py>(
     found.set_item("local_rank", world.local_rank)?;
     found.set_item("local_size", world.local_size)?;
     found.set_item("thread_level", world.thread_level)?;
-    found.set_item("host", world::hostname())?;
+    found.set_item("host", host::name())?;
     found.set_item("library", world.library.as_os_str())?;
     found.set_item("library_version", world.library_version())?;
     found.set_item("abi", world.abi_name())?;
@@ -654,7 +655,7 @@ fn is_active() -> bool {
 /// Whether this is the first to ask of the ranks on this host: the one to say what all of them could.
 #[pyfunction]
 fn is_first_on_host() -> bool {
-    world::is_first_on_host()
+    host::is_first_to_end()
 }
 
 /// Abort the job with `status`: when the interpreter ends, or after `grace_s` if it does not by then; 0 is at once.
