@@ -78,7 +78,7 @@ BENCHMARKS := operations memory warm slow_filesystem latency pynamic parts model
 bench: $(VENV)/.built $(TEST_NEEDS)
 	set -e; for name in $(BENCHMARKS); do $(IN_VENV)/python benchmarks/$$name.py; done
 	$(IN_VENV)/python benchmarks/slow_filesystem.py --mpi impi --cache --no-cache 16x1
-	$(IN_VENV)/python benchmarks/slow_filesystem.py --cache 2x1 4x1 8x1 --no-cache --variants plain "first run" --rounds 9
+	$(IN_VENV)/python benchmarks/slow_filesystem.py --no-cache --variants plain "first run" "second run" bundle --rounds 5
 	$(IN_VENV)/python benchmarks/pages.py
 
 # The chart library of the report's page, as its makers publish it. To update it, change the version, and look at a report.

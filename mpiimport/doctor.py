@@ -20,7 +20,7 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
-from mpiimport import _core, answers, estimate, native, profile
+from mpiimport import _core, answers, estimate, profile
 from mpiimport.command import profile_files, python_mpi, read_profile
 from mpiimport.session import Session
 from site_mpi import boot, program, stages
@@ -206,7 +206,7 @@ def filesystem_of(path: str) -> "tuple[str | None, bool]":
     (kind,) = _core.filesystem_types([path])
     if kind is None:
         return None, False
-    shared = native.SHARED_FILESYSTEMS.get(kind)
+    shared = boot.SHARED_FILESYSTEMS.get(kind)
     return shared or LOCAL_FILESYSTEMS.get(kind, "0x%x" % kind), shared is not None
 
 
@@ -404,7 +404,10 @@ def look_at_launcher(report: Report) -> None:
     if started_by is not None:
         who = "srun, which" if boot.is_srun(started_by[0]) else "one that"
         text = "%s sets %s%s" % (who, variable, " (of %s)" % family if family else "")
-        report.ok("launcher", text + (": one rank has nobody to share with, and runs plain Python" * (ranks == 1)))
+        report.ok(
+            "launcher",
+            text + (": one rank has nobody to share with, but may import by a profile or a bundle" * (ranks == 1)),
+        )
     elif mpiexec:
         report.ok("launcher", "%s (of %s)" % (mpiexec, family or "an MPI that it does not name"))
     elif srun:

@@ -12,7 +12,7 @@ from _frozen_importlib_external import (  # type: ignore[attr-defined]
 from _thread import get_ident
 
 from mpiimport import answers, handoff, lockstep
-from mpiimport.answers import EXTENSION, LOCAL, MISSING, NAMESPACE, SOURCE
+from mpiimport.answers import EXTENSION, LOCAL, MISSING, NAMESPACE, SOURCE, Answer
 from mpiimport.loader import DeliveredLoader
 from mpiimport.native import DeliveredExtensionLoader, redirect_ctypes
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-    from mpiimport.answers import Answer, Witness
+    from mpiimport.answers import Witness
     from mpiimport.opening import Received
     from mpiimport.session import Session
 
@@ -121,6 +121,8 @@ class Finder(type):
                     return answer, "opening"
             # What changed since the forecast compiled it may have the second and the size of the old one.
             uses_bytecode = not any(opening.foresaw(fullname, folders) for opening in self.openings)
+        if session.place is None and uses_bytecode and self.recorded is None:
+            return Answer([], LOCAL), "local"  # there is nobody to share it with
         if policy == "lockstep" and session.is_connected():
             return lockstep.ask(session, fullname, path), "lockstep"
         if hooked or self.confirms_missing:
@@ -178,7 +180,7 @@ class Finder(type):
             self.counts["missing"] += 1
         else:
             self.counts[how] += 1
-        if how in ("local", "node") and self.session.place is not None and self.recorded is None:
+        if how in ("local", "node") and self.session.opens and self.recorded is None:
             self.missed.append(fullname)
         if self.session.verbose:
             size = len(answer.code) if answer is not None and answer.code is not None else None

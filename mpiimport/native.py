@@ -13,6 +13,7 @@ from _frozen_importlib_external import ExtensionFileLoader
 
 from mpiimport import _core
 from mpiimport.loader import after_execution
+from site_mpi import boot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,36 +32,6 @@ if TYPE_CHECKING:
 
 SYSTEM = ["/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec"]
 """Libraries below these folders are each host's own."""
-
-SHARED_FILESYSTEMS = {
-    0x6969: "nfs",
-    0x0BD00BD0: "lustre",
-    0x47504653: "gpfs",
-    0x19830326: "beegfs",
-    0x00C36400: "ceph",
-    0x65735546: "fuse",
-    0xFF534D42: "cifs",
-    0xFE534D42: "smb2",
-    0x517B: "smb",
-    0x5346414F: "afs",
-    0x6B414653: "kafs",
-    0x7461636F: "ocfs2",
-    0x01161970: "gfs2",
-    0xAAD7AAEA: "panfs",
-    0x20030528: "orangefs",
-    0x01021997: "9p",
-    0x013111A8: "ibrix",
-    0x61756673: "aufs",
-    0xBACBACBC: "vmhgfs",
-    0x786F4256: "vboxsf",
-    0xBEEFDEAD: "snfs",
-}
-"""What `statfs` says of filesystems that many hosts share, and their names."""
-
-
-def are_on_shared_filesystems(paths: "list[str]") -> "list[bool]":
-    """Whether files are on filesystems that other hosts may use too."""
-    return [kind in SHARED_FILESYSTEMS for kind in _core.filesystem_types(paths)]
 
 
 class Native:
@@ -91,7 +62,7 @@ class Native:
         """Find out which of these folders hold what travels."""
         if self.wanted == "auto":
             unknown = list(set(folders) - self.folders.keys())
-            self.folders.update(zip(unknown, are_on_shared_filesystems(unknown)))
+            self.folders.update(zip(unknown, boot.are_on_shared_filesystems(unknown)))
 
     def plan(self, certain: "Iterable[str]", possible: "Iterable[str]", known: "_core.Modules") -> "Plan":
         """Choose, on the root, what travels, of extension modules that will be imported and that may be.

@@ -156,7 +156,7 @@ class Recorder:
             "python": sys.version.split()[0],
             "arguments": (["python-mpi"] if sys.argv[:1] == ["-c"] else sys.argv[:1]) + sys.argv[1:],
             "began": time(),
-            "policy": settings.policy if place is not None else "local",
+            "policy": settings.policy if self.session.opens else "local",
             "launcher": place["launcher"] if place is not None else None,
             "library": " ".join(place["library_version"].split("\n")[0].split()) if place is not None else None,
             "hosts": place["hosts"] if place is not None else 1,

@@ -9,7 +9,7 @@ from mpiimport.files import Files, foresee
 from mpiimport.finder import Finder
 from mpiimport.loader import DeliveredLoader
 from mpiimport.misses import Misses
-from mpiimport.native import Native, are_on_shared_filesystems
+from mpiimport.native import Native
 from site_mpi import boot
 
 TYPE_CHECKING = False
@@ -31,12 +31,16 @@ current: "Session | None" = None
 
 
 class Session:
-    """What one rank knows. `place` is what `site_mpi.boot.connect` returned: a dict, or None for a single process."""
+    """What one rank knows. `place` is what `site_mpi.boot.connect` returned: a dict, or None for a single process.
 
-    def __init__(self, settings: "Settings", place: "Place | None") -> None:
+    A single process that `opens_alone` has openings all the same, made of a profile or out of a bundle.
+    """
+
+    def __init__(self, settings: "Settings", place: "Place | None", *, alone: bool = False) -> None:
         self.settings = settings
         self.place = place
-        self.policy = "opening" if place is not None or settings.write_bundle is not None else "local"
+        self.opens = place is not None or alone
+        self.policy = "opening" if self.opens or settings.write_bundle is not None else "local"
         self.override = _local()
         self.stopped = False
         self.broadcast_bytes = 0
@@ -47,9 +51,8 @@ class Session:
         self.seconds: dict[str, float] = dict(place["seconds"]) if place is not None else {}
         self.verbose = settings.verbose > 1 or (settings.verbose > 0 and self.is_root())
         self.files = DeliveredLoader.files = Files(self)
-        self.native = Native(
-            "always" if settings.write_bundle is not None else settings.store, int(settings.store_limit_mb * 1e6)
-        )
+        wanted = "always" if settings.write_bundle is not None else "never" if place is None else settings.store
+        self.native = Native(wanted, int(settings.store_limit_mb * 1e6))
         self.finder = Finder(self)
         self.misses = Misses(self.native, writes_bytecode=self.is_root())
         self.stable: tuple[str, ...] = ()
@@ -70,17 +73,18 @@ class Session:
 
     def forecasts(self) -> bool:
         """Whether openings are made of what will be imported."""
-        return (self.place is not None or self.settings.write_bundle is not None) and self.settings.policy in (
-            "opening",
-            "locate",
-        )
+        return (self.opens or self.serves_others()) and self.settings.policy in ("opening", "locate")
+
+    def serves_others(self) -> bool:
+        """Whether what this process finds serves others: ranks, or who reads a bundle."""
+        return self.place is not None or self.settings.write_bundle is not None
 
     def begin_program(self, received: "opening.Received") -> None:
         """From now on the program imports: by the policy that the user chose.
 
         Where nothing is to be gained, because the modules are on a disk of this host, it imports as plain Python.
         """
-        if self.place is not None:
+        if self.opens:
             self.policy = self.settings.policy
             if self.policy == "opening" and not received.is_wanted():
                 self.policy = "local"
@@ -176,7 +180,7 @@ class Session:
             def follow(forecast: "Forecast") -> None:
                 forecast.follow_questions(modules)
                 forecast.follow_roots(included)
-        elif self.settings.scan != "never" and far:
+        elif self.settings.scan == "always" or (self.settings.scan == "auto" and far and self.serves_others()):
 
             def follow(forecast: "Forecast") -> None:
                 scan(forecast)
@@ -194,11 +198,10 @@ class Session:
         if self.settings.write_bundle is not None or self.settings.scan == "always":
             return True
         folders = {boot.own_folder(), sys.prefix, *(entry for entry in sys.path if entry[:1] == "/")}
-        return any(are_on_shared_filesystems(sorted(folders)))
+        return any(boot.are_on_shared_filesystems(sorted(folders)))
 
-    def open_bundle(self) -> None:
+    def open_bundle(self, opened: "_core.Bundle | None") -> None:
         """Take, on the root, the openings out of the bundle that the user chose, if they still hold."""
-        opened = None if self.place is None else self.place.get("bundle")
         if opened is None:
             return
         from mpiimport import bundle
@@ -210,9 +213,8 @@ class Session:
         except ValueError as cause:
             boot.say("the bundle `%s` %s. Going on without it." % (self.settings.bundle, cause))
             return
-        found.limit(
-            self.native, wanted=self.settings.store == "always" or (self.settings.store == "auto" and self.is_far())
-        )
+        wanted = self.native.wanted
+        found.limit(self.native, wanted=wanted == "always" or (wanted == "auto" and self.is_far()))
         self.bundle = found
 
     def broadcast_opening(self, made: "opening.Opening | Bundled | None", what: str) -> "opening.Received":
@@ -223,12 +225,15 @@ class Session:
         message = made.pack(with_code=self.settings.policy != "locate") if made is not None else None
         if self.place is None:
             assert message is not None, "a process without other ranks is its own root"
-            self.made.append(made)
-            return opening.Received(b"".join(message))
-        if message is not None:
-            _core.next_step("sends modules to the hosts", size_bytes=sum(map(len, message)))
-        shared = _core.broadcast_shared(message, what)
-        self.broadcast_bytes += len(shared)
+            shared: bytes | memoryview = b"".join(message)
+            if not self.opens:
+                self.made.append(made)
+                return opening.Received(shared)
+        else:
+            if message is not None:
+                _core.next_step("sends modules to the hosts", size_bytes=sum(map(len, message)))
+            shared = _core.broadcast_shared(message, what)
+            self.broadcast_bytes += len(shared)
         received = opening.Received(shared)  # on the root too: what it has read itself is not needed any more
         self.finder.openings.insert(0, received)
         self.misses.shares = self.misses.shares and received.shares_misses

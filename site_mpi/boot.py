@@ -107,6 +107,31 @@ CHOICES = {
     "thread_level": ("single", "funneled", "serialized", "multiple"),
 }
 
+SHARED_FILESYSTEMS = {
+    0x6969: "nfs",
+    0x0BD00BD0: "lustre",
+    0x47504653: "gpfs",
+    0x19830326: "beegfs",
+    0x00C36400: "ceph",
+    0x65735546: "fuse",
+    0xFF534D42: "cifs",
+    0xFE534D42: "smb2",
+    0x517B: "smb",
+    0x5346414F: "afs",
+    0x6B414653: "kafs",
+    0x7461636F: "ocfs2",
+    0x01161970: "gfs2",
+    0xAAD7AAEA: "panfs",
+    0x20030528: "orangefs",
+    0x01021997: "9p",
+    0x013111A8: "ibrix",
+    0x61756673: "aufs",
+    0xBACBACBC: "vmhgfs",
+    0x786F4256: "vboxsf",
+    0xBEEFDEAD: "snfs",
+}
+"""What `statfs` says of filesystems that many hosts share, and their names."""
+
 LAUNCHERS = (
     # the variable that tells: a rank, the number of ranks; the family of MPI libraries it can start, where it is one
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "openmpi"),
@@ -426,6 +451,11 @@ def load_core(folder: str) -> "Any":
     return core
 
 
+def are_on_shared_filesystems(paths: "list[str]") -> "list[bool]":
+    """Whether files are on filesystems that other hosts may use too."""
+    return [kind in SHARED_FILESYSTEMS for kind in load_core(own_folder()).filesystem_types(paths)]
+
+
 def connect(settings: Settings, folder: str) -> "Place | None":
     """Join the other ranks. Return this rank's place in the job as a dict, or None where there is only this process.
 
@@ -588,24 +618,37 @@ def whole_package(own: "tuple[str, ...]", folder: str) -> "tuple[bytes, list[Own
     return marshal.dumps(read_package(PACKAGE, folder)), read_package(own, folder)
 
 
-def load_package(place: "Place | None", settings: Settings, folder: str) -> None:
+def opens_alone(settings: Settings, folder: str) -> bool:
+    """Whether a rank without others imports by a profile or a bundle: the only one of a launcher, on shared disks."""
+    started_by = launcher()
+    if started_by is None or started_by[1] != 1 or settings.local or settings.policy != "opening":
+        return False
+    if (settings.bundle is None and settings.profile == "off") or settings.write_bundle is not None:
+        return False
+    return settings.scan == "always" or any(are_on_shared_filesystems([folder, sys.prefix, *sys.path]))
+
+
+def load_package(place: "Place | None", settings: Settings, folder: str, *, alone: bool = False) -> "Any":
     """Load the modules of ours that this rank needs; the root alone reads them. Collective.
 
-    The root opens the bundle, too, if the user chose one: it has these modules. It is `place["bundle"]`.
+    The root, and who opens `alone`, opens the bundle, too, if the user chose one: it has these modules. Return it.
     """
-    if place is None:
-        recorder = RECORDER if reports(settings, place) else ()
-        execute_package(read_package(PACKAGE + ROOT_PACKAGE + recorder, folder))
-        return
+    bundle = None
     sent: bytes | None = None
     own: list[OwnModule] = []
-    if place["rank"] == 0:
-        place["bundle"], package = choose_bundle(settings, folder)
+    if place is None or place["rank"] == 0:
+        bundle, package = choose_bundle(settings, folder) if alone or place is not None else (None, None)
         sent, own = package or whole_package(ROOT_PACKAGE, folder)
+    if place is None:
+        assert sent is not None, "a process without other ranks is its own root"
+        recorder = read_package(RECORDER, folder) if reports(settings, place) else []
+        execute_package(marshal.loads(sent) + own + recorder)
+        return bundle
     execute_package(marshal.loads(load_core(folder).broadcast(sent, "rank 0 to read mpiimport")) + own)
     if place["records"]:
         sent = marshal.dumps(read_package(RECORDER, folder)) if place["rank"] == 0 else None
         execute_package(marshal.loads(load_core(folder).broadcast(sent, "rank 0 to read mpiimport")))
+    return bundle
 
 
 def identity(folder: str) -> "dict[str, str]":
@@ -738,21 +781,22 @@ def main() -> None:
         place = connect(settings, folder)
         if settings.write_bundle is not None and place is not None:
             raise UsageError("--write-bundle is for one process: start python-mpi without mpiexec")
+        alone = place is None and opens_alone(settings, folder)
         if place is None and reports(settings, place):
             problem = report_problem(settings.report or "")
             if problem:
                 raise UsageError(problem)
-        elif place is None and not settings.verbose and settings.write_bundle is None:
+        elif place is None and not alone and not settings.verbose and settings.write_bundle is None:
             run_plain(settings, rest, arguments, folder)
             return
-        load_package(place, settings, folder)
+        bundle = load_package(place, settings, folder, alone=alone)
     except SystemExit:
         raise
     except BaseException as cause:
         end_for(cause)
     from site_mpi import stages
 
-    stages.Start(settings, place).run_program(rest, arguments)
+    stages.Start(settings, place, bundle, alone=alone).run_program(rest, arguments)
 
 
 if sys.version_info >= (3, 11):
@@ -798,13 +842,13 @@ def start_here() -> None:
             run_site(folder)
             sys.path[:0] = path0
             return
-        load_package(place, settings, folder)
+        bundle = load_package(place, settings, folder)
     except BaseException as cause:
         end_for(cause)
     from site_mpi import stages
 
     asked, rest = parse(command_line()[1:], settings=settings)
-    stages.Start(settings, place).start_here(asked, rest, path0)
+    stages.Start(settings, place, bundle).start_here(asked, rest, path0)
 
 
 def command_line() -> "list[str]":

@@ -39,8 +39,11 @@ REASON_BYTES = 240
 class Start:
     """The start of one rank, from the connection to the running program."""
 
-    def __init__(self, settings: "boot.Settings", place: "boot.Place | None") -> None:
-        self.session = Session(settings, place)
+    def __init__(
+        self, settings: "boot.Settings", place: "boot.Place | None", bundle: "Any" = None, *, alone: bool = False
+    ) -> None:
+        self.session = Session(settings, place, alone=alone)
+        self.bundle = bundle
         sessions.current = self.session
         sys.mpiimport = sys.modules["mpiimport"]  # type: ignore[attr-defined]
         if boot.reports(settings, place):
@@ -98,7 +101,7 @@ class Start:
         finder = session.finder
         finder.install()
         self.open_store()
-        session.open_bundle()
+        session.open_bundle(self.bundle)
         self.settle_paths()
         customise()
         made: Opening | Bundled | None = None
@@ -141,7 +144,7 @@ class Start:
                 for folder in answer.path:
                     made.list_folder(folder)
             made.extra = record
-            if session.forecasts():
+            if session.forecasts() and session.serves_others():
                 customs = ("sitecustomize", "usercustomize")
                 session.forecast(made, lambda forecast: forecast.follow_roots(customs))
         received = session.broadcast_opening(made, "rank 0 to settle sys.path")

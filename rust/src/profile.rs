@@ -102,7 +102,27 @@ pub struct Profile {
     pub speaks: bool,
 }
 
+/// What a process without other ranks keeps when it ends, and its number: a child that it forks has this, too.
+static ALONE: Mutex<Option<(u32, Profile)>> = Mutex::new(None);
+
+/// Keeps what a process without other ranks noted, when it ends.
+pub fn keep_alone() {
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some((pid, profile)) = alone
+        && pid == std::process::id()
+        && let Some(asked) = noted()
+    {
+        profile.keep(asked);
+    }
+}
+
 impl Profile {
+    /// From now on, this process takes note of questions, and keeps them here when it ends, without other ranks.
+    pub fn take_notes_alone(self) {
+        *ALONE.lock().unwrap_or_else(PoisonError::into_inner) = Some((std::process::id(), self));
+        take_notes();
+    }
+
     /// Writes the file anew, if this run asked anything else than the earlier ones. Killed at any moment, it is the old
     /// one or the new one. A filesystem that does not answer is waited for by a thread, and by all others of the job for
     /// `LIMIT` only.

@@ -553,12 +553,20 @@ fn as_fields(found: Found) -> Option<Fields> {
 #[pyo3(signature = (path, header, earlier, *, speaks))]
 fn take_notes(path: Option<PathBuf>, header: &[u8], earlier: &[u8], speaks: bool) -> PyResult<()> {
     let (header, earlier) = (header.to_vec(), earlier.to_vec());
-    joined()?.take_notes(path.map(|path| Profile {
+    let profile = path.map(|path| Profile {
         path,
         header,
         earlier,
         speaks,
-    }));
+    });
+    match (world::joined(), profile) {
+        (Some(world), profile) => world.take_notes(profile),
+        (None, Some(profile)) => {
+            profile.take_notes_alone();
+            call_at_exit()?;
+        }
+        (None, None) => {}
+    }
     Ok(())
 }
 

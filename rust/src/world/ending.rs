@@ -219,6 +219,7 @@ pub extern "C" fn in_finalize(_comm: usize, _keyval: c_int, _value: *mut c_void,
 /// Called by the interpreter after everything of Python's has ended: aborts or finalises MPI if that is ours to do.
 pub extern "C" fn at_exit() {
     let Some(world) = joined() else {
+        profile::keep_alone();
         return report::make_alone();
     };
     let active = world.mpi.is_initialized().unwrap_or(false) && !world.mpi.is_finalized().unwrap_or(true);
