@@ -51,7 +51,7 @@ class Session:
         self.seconds: dict[str, float] = dict(place["seconds"]) if place is not None else {}
         self.verbose = settings.verbose > 1 or (settings.verbose > 0 and self.is_root())
         self.files = DeliveredLoader.files = Files(self)
-        wanted = "always" if settings.write_bundle is not None else "never" if place is None else settings.store
+        wanted = "always" if settings.write_bundle is not None else "never" if alone else settings.store
         self.native = Native(wanted, int(settings.store_limit_mb * 1e6))
         self.finder = Finder(self)
         self.misses = Misses(self.native, writes_bytecode=self.is_root())

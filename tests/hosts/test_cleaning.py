@@ -236,19 +236,19 @@ def held_at(cluster, moment, host):
 
 @pytest.mark.parametrize("victim", ["h0", "h1"])
 def test_whenever_a_host_dies_during_the_start_the_job_ends_and_the_next_run_cleans(
-    new_cluster, two_mpis, start, victim
+    new_cluster, one_mpi, start, victim
 ):
     text = HEAD + READY + WAIT
     with new_cluster(hosts=2, mb_per_s=20) as cluster:
         for number, moment in enumerate([*MOMENTS, MOMENTS[0]]):
             dies = number == len(MOMENTS)  # at last with its folders: not only its ranks
-            with start(cluster, two_mpis, cluster.hosts, text, name="program_%d.py" % number) as job:
+            with start(cluster, one_mpi, cluster.hosts, text, name="program_%d.py" % number) as job:
                 with held_at(cluster, moment, victim):
                     if dies:
                         cluster.kill_host(victim)
                     else:
                         kill_ranks(*([0, 1] if victim == "h0" else [2, 3]))(cluster, job)
-                said, status = end_of(cluster, job, two_mpis)
+                said, status = end_of(cluster, job, one_mpi)
             stdout, stderr = said
             if status is not None:  # the launcher says what happened
                 assert "ready" not in stdout
@@ -256,7 +256,7 @@ def test_whenever_a_host_dies_during_the_start_the_job_ends_and_the_next_run_cle
                 assert "mpiimport: " not in stderr, stderr
                 assert stdout or stderr
                 assert status or dies  # which Open MPI's launcher calls a success
-            run_next(cluster, two_mpis, [host for host in cluster.hosts if not (dies and host == victim)])
+            run_next(cluster, one_mpi, [host for host in cluster.hosts if not (dies and host == victim)])
 
 
 def test_a_power_cut_during_the_start_ends_the_job_after_the_time_limit(new_cluster, start):

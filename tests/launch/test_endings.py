@@ -163,7 +163,7 @@ def test_an_uncaught_exception_ends_the_job_with_plain_pythons_traceback(
 
 
 @pytest.mark.parametrize("level", ["multiple", "single"])
-def test_an_uncaught_exception_ends_the_job_though_threads_and_ranks_wait(job, two_mpis, level):
+def test_an_uncaught_exception_ends_the_job_though_threads_and_ranks_wait(job, one_mpi, level):
     text = """
 if last:
     threading.Thread(target=time.sleep, args=[60]).start()
@@ -172,7 +172,7 @@ if comm.rank == 0:
     comm.recv()
 comm.barrier()
 """
-    result = job(two_mpis, HEAD + text, ranks=3, killed=True, env={"MPIIMPORT_THREAD_LEVEL": level})
+    result = job(one_mpi, HEAD + text, ranks=3, killed=True, env={"MPIIMPORT_THREAD_LEVEL": level})
     # At level single no thread but the main one may call MPI_Abort: the rank just ends, and the launcher sees to it.
     assert result.returncode == 1 if level == "multiple" else result.returncode != 0, result
     assert result.stderr.count("ValueError: boom") == 1, result
