@@ -630,7 +630,7 @@ def look_at_program(report: Report, settings: "Settings", kind: str, target: str
         about["source"] = "scan"
         # Most names after `from package import` are no modules, and are not asked for.
         found = [answer for answer in forecast.reached() if answer.kind != answers.MISSING]
-    far = Session(settings, None).is_far() or filesystem_of(prepared.folder() or "/")[1]
+    far = boot.is_far(settings) or filesystem_of(prepared.folder() or "/")[1]
     about["foresees"] = far or settings.profile not in ("auto", "off")
     if not about["foresees"]:
         text = "all lies on disks of this host: python-mpi has each rank import by itself, and keeps no profile"

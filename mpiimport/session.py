@@ -118,7 +118,7 @@ class Session:
 
     def new_opening(self) -> "opening.Opening":
         """Return an empty opening."""
-        return opening.Opening(self.stable, shares_misses=self.is_far())
+        return opening.Opening(self.stable, shares_misses=boot.is_far(self.settings))
 
     def forecast(self, made: "opening.Opening", follow: "Callable[[Forecast], object]") -> "Forecast":
         """Add to an opening what `follow`, called with a `Forecast`, leads to. Return the forecast."""
@@ -161,7 +161,7 @@ class Session:
         """
         from mpiimport.profile import Profile
 
-        far = made.shares_misses = self.is_far()  # by now `sys.path` has the program's folder
+        far = made.shares_misses = boot.is_far(self.settings)  # by now `sys.path` has the program's folder
         profile = None
         if self.settings.profile != "off" and (self.settings.profile != "auto" or far):
             profile = Profile(self.settings.profile, kind, target, sys.path, self.path0)
@@ -193,13 +193,6 @@ class Session:
         """Whether the user wants to know what is wrong with the profile."""
         return self.verbose or self.settings.profile not in ("auto", "always")
 
-    def is_far(self) -> bool:
-        """Whether reading modules is to be saved: not where all are on disks of this host, as fast for each rank."""
-        if self.settings.write_bundle is not None or self.settings.scan == "always":
-            return True
-        folders = {boot.own_folder(), sys.prefix, *(entry for entry in sys.path if entry[:1] == "/")}
-        return any(boot.are_on_shared_filesystems(sorted(folders)))
-
     def open_bundle(self, opened: "_core.Bundle | None") -> None:
         """Take, on the root, the openings out of the bundle that the user chose, if they still hold."""
         if opened is None:
@@ -214,7 +207,7 @@ class Session:
             boot.say("the bundle `%s` %s. Going on without it." % (self.settings.bundle, cause))
             return
         wanted = self.native.wanted
-        found.limit(self.native, wanted=wanted == "always" or (wanted == "auto" and self.is_far()))
+        found.limit(self.native, wanted=wanted == "always" or (wanted == "auto" and boot.is_far(self.settings)))
         self.bundle = found
 
     def broadcast_opening(self, made: "opening.Opening | Bundled | None", what: str) -> "opening.Received":

@@ -456,6 +456,14 @@ def are_on_shared_filesystems(paths: "list[str]") -> "list[bool]":
     return [kind in SHARED_FILESYSTEMS for kind in load_core(own_folder()).filesystem_types(paths)]
 
 
+def is_far(settings: Settings) -> bool:
+    """Whether reading modules is to be saved: not where all are on disks of this host, as fast for each rank."""
+    if settings.write_bundle is not None or settings.scan == "always":
+        return True
+    folders = {own_folder(), sys.prefix, *(entry for entry in sys.path if entry[:1] == "/")}
+    return any(are_on_shared_filesystems(sorted(folders)))
+
+
 def connect(settings: Settings, folder: str) -> "Place | None":
     """Join the other ranks. Return this rank's place in the job as a dict, or None where there is only this process.
 
@@ -618,14 +626,14 @@ def whole_package(own: "tuple[str, ...]", folder: str) -> "tuple[bytes, list[Own
     return marshal.dumps(read_package(PACKAGE, folder)), read_package(own, folder)
 
 
-def opens_alone(settings: Settings, folder: str) -> bool:
+def opens_alone(settings: Settings) -> bool:
     """Whether a rank without others imports by a profile or a bundle: the only one of a launcher, on shared disks."""
     started_by = launcher()
     if started_by is None or started_by[1] != 1 or settings.local or settings.policy != "opening":
         return False
     if (settings.bundle is None and settings.profile == "off") or settings.write_bundle is not None:
         return False
-    return settings.scan == "always" or any(are_on_shared_filesystems([folder, sys.prefix, *sys.path]))
+    return is_far(settings)
 
 
 def load_package(place: "Place | None", settings: Settings, folder: str, *, alone: bool = False) -> "Any":
@@ -781,7 +789,7 @@ def main() -> None:
         place = connect(settings, folder)
         if settings.write_bundle is not None and place is not None:
             raise UsageError("--write-bundle is for one process: start python-mpi without mpiexec")
-        alone = place is None and opens_alone(settings, folder)
+        alone = place is None and opens_alone(settings)
         if place is None and reports(settings, place):
             problem = report_problem(settings.report or "")
             if problem:
